@@ -1,0 +1,149 @@
+"""Knows every setting of the learning side, its bounds and its meaning; knows nothing of files, rounds or radios."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Width = Annotated[int, Field(ge=1, le=65_536)]
+
+
+class Options(BaseModel):
+    """Base of all option groups: frozen, unknown keys refused, no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class DataOptions(Options):
+    """What the clients learn from, and how few-shot tasks are drawn from it."""
+
+    name: Literal["digits", "glyphs", "omniglot"] = Field(
+        default="digits",
+        description="Data set. digits: scikit-learn's 8x8 handwriting, each rotation by 90 degrees a class of its own "
+        "(40 classes). glyphs: 28x28 characters rendered from matplotlib's fonts. omniglot: 28x28, from `folder`.",
+    )
+    folder: Path | None = Field(
+        default=None,
+        description="Where Omniglot lies: a folder with images_background and images_evaluation, or with "
+        "images_background.zip and images_evaluation.zip. Other data sets need none.",
+    )
+    ways: int = Field(default=5, ge=2, le=1000, description="Classes of one task (N of N-way).")
+    shots: int = Field(default=5, ge=1, le=1000, description="Support examples per class (K of K-shot).")
+    queries: int = Field(default=15, ge=1, le=1000, description="Query examples per class, disjoint from the support.")
+    hessian_shots: int = Field(
+        default=5,
+        ge=1,
+        le=1000,
+        description="Examples per class of the Hessian batch B'', drawn independently of support and query.",
+    )
+    clients: int = Field(default=8, ge=1, le=10_000, description="Training clients n.")
+    classes_per_client: int = Field(
+        default=10,
+        ge=2,
+        le=10_000,
+        description="Classes one client holds (m_c): the heterogeneity knob, fewer is more heterogeneous.",
+    )
+    examples: Literal["split", "shared"] = Field(
+        default="split",
+        description="When several training clients hold a class: split its examples between them, or share all of them.",
+    )
+    examples_per_class: int = Field(
+        default=25, ge=2, le=10_000, description="Examples rendered per class (glyphs only; other sets use all)."
+    )
+    new_fraction: float = Field(
+        default=0.3,
+        gt=0,
+        lt=1,
+        description="Fraction of the digits (or glyph alphabets) kept for new clients. Omniglot uses images_evaluation.",
+    )
+    new_clients: int = Field(default=8, ge=1, le=10_000, description="Clients never seen in training.")
+    new_tasks: int = Field(
+        default=100, ge=1, le=100_000, description="Fixed evaluation tasks, shared out evenly over the new clients."
+    )
+
+    @model_validator(mode="after")
+    def _ways_fit(self) -> DataOptions:
+        if self.ways > self.classes_per_client:
+            raise ValueError(
+                f"ways={self.ways} exceeds classes_per_client={self.classes_per_client}; "
+                f"a task needs {self.ways} classes of one client: raise classes_per_client or lower ways"
+            )
+        return self
+
+
+class ModelOptions(Options):
+    """The network that every client fine-tunes."""
+
+    name: Literal["mlp", "cnn"] = Field(
+        default="mlp",
+        description="mlp: fully connected. cnn: four blocks of 3x3 convolution, batch norm, activation, stride 2.",
+    )
+    hidden: tuple[Width, ...] = Field(default=(64,), description="Widths of the mlp's hidden layers, input side first.")
+    filters: int = Field(default=64, ge=1, le=4096, description="Filters per convolution of the cnn.")
+    activation: Literal["relu", "tanh"] = Field(
+        default="relu", description="Non-linearity. tanh is smooth, as the convergence theory assumes."
+    )
+
+
+class LearnOptions(Options):
+    """How a client computes its update."""
+
+    gradient: Literal["exact", "hessian-free", "first-order"] = Field(
+        default="exact",
+        description="Meta-gradient: exact Hessian-vector product, central difference of gradients, or no second order.",
+    )
+    alpha: float = Field(
+        default=0.4, ge=0, le=100, description="Inner (fine-tuning) rate; 0 turns meta-learning into plain averaging."
+    )
+    eta: float = Field(default=0.1, gt=0, le=100, description="Outer (meta) rate of a local step.")
+    local_steps: int = Field(default=5, ge=1, le=10_000, description="Local steps Q per round.")
+    schedule: Literal["constant", "adaptive"] = Field(
+        default="constant",
+        description="constant, or adaptive: eta0/sqrt(1+t/t0) and alpha0/(1+t/t0)^(1/4) in round t.",
+    )
+    t0: float = Field(default=100.0, gt=0, description="Time constant of the adaptive schedule, in rounds.")
+
+
+class SchemeOptions(Options):
+    """How updates become channel symbols and back."""
+
+    name: str = Field(default="air-meta-pfl", min_length=1, description="Scheme, one of the names in SCHEMES.")
+    keep: float = Field(default=0.04, gt=0, le=1, description="Fraction of the entries kept by the sparsifier (k/d).")
+    sparsifier: Literal["top-k", "rand-k"] = Field(
+        default="top-k", description="Keep the largest magnitudes, or a random index set (without d/k rescaling)."
+    )
+    memory: bool = Field(default=True, description="Feed what the sparsifier dropped back into the next update.")
+    mapping: Literal["pair", "rdft", "dft-all", "pair-dft"] = Field(
+        default="rdft",
+        description="Real vector to complex symbols. pair: two entries per symbol, no compression. rdft: random rows of "
+        "one half of the DFT. dft-all: random rows of the whole DFT. pair-dft: pairs, then a partial complex DFT.",
+    )
+    measure: float = Field(
+        default=0.4,
+        gt=0,
+        le=1,
+        description="Complex channel uses per parameter (M/d) of the compressing mappings; rdft needs less than 0.5, "
+        "pair-dft at most 0.5, pair ignores it.",
+    )
+    estimator: Literal["linear", "iht", "oamp"] = Field(
+        default="oamp",
+        description="Estimator of the sum: back-projection, iterative hard thresholding, or orthogonal AMP with a "
+        "prior learned by EM.",
+    )
+    iterations: int = Field(default=30, ge=1, le=10_000, description="Most iterations of iht and oamp.")
+    precoder: Literal["phase", "inversion", "none"] | None = Field(
+        default=None, description="What a node undoes of its channel before sending; unset: the scheme's own choice."
+    )
+    fading: Literal["rayleigh", "unit", "none"] = Field(
+        default="rayleigh",
+        description="Simulated channel. rayleigh: one complex coefficient per client and round, unit mean power. unit: "
+        "the same random phases with |h| forced to the Rayleigh mean. none: h = 1.",
+    )
+    snr_db: float = Field(
+        default=20.0,
+        ge=-60,
+        le=200,
+        description="Simulated channel only: P E|h|^2 / sigma^2 of one client per complex use, in dB.",
+    )
