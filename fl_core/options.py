@@ -47,7 +47,7 @@ class DataOptions(Options):
     )
     examples: Literal["split", "shared"] = Field(
         default="split",
-        description="When several training clients hold a class: split its examples between them, or share all of them.",
+        description="When several training clients hold a class: split its examples between them, or share them.",
     )
     examples_per_class: int = Field(
         default=25, ge=2, le=10_000, description="Examples rendered per class (glyphs only; other sets use all)."
@@ -56,7 +56,7 @@ class DataOptions(Options):
         default=0.3,
         gt=0,
         lt=1,
-        description="Fraction of the digits (or glyph alphabets) kept for new clients. Omniglot uses images_evaluation.",
+        description="Fraction of the digits (or glyph alphabets) kept for new clients; Omniglot keeps images_evaluation.",
     )
     new_clients: int = Field(default=8, ge=1, le=10_000, description="Clients never seen in training.")
     new_tasks: int = Field(
@@ -117,8 +117,8 @@ class SchemeOptions(Options):
     memory: bool = Field(default=True, description="Feed what the sparsifier dropped back into the next update.")
     mapping: Literal["pair", "rdft", "dft-all", "pair-dft"] = Field(
         default="rdft",
-        description="Real vector to complex symbols. pair: two entries per symbol, no compression. rdft: random rows of "
-        "one half of the DFT. dft-all: random rows of the whole DFT. pair-dft: pairs, then a partial complex DFT.",
+        description="Real vector to complex symbols. pair: two entries per symbol, no compression. rdft: random rows "
+        "of one half of the DFT. dft-all: random rows of the whole DFT. pair-dft: pairs, then a partial complex DFT.",
     )
     measure: float = Field(
         default=0.4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import numpy as np
 import torch
@@ -37,5 +38,5 @@ def numpy_generator(seed: int, *keys: int | str) -> np.random.Generator:
 
 def _sequence(seed: int, keys: tuple[int | str, ...]) -> np.random.SeedSequence:
     # Python's hash() of strings changes between processes; a digest of an unambiguous spelling does not.
-    spelling = "\0".join([f"i{int(seed)}"] + [f"s{key}" if isinstance(key, str) else f"i{int(key)}" for key in keys])
+    spelling = json.dumps([int(seed), *(key if isinstance(key, str) else int(key) for key in keys)])
     return np.random.SeedSequence(int.from_bytes(hashlib.sha256(spelling.encode()).digest(), "little"))
