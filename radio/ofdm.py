@@ -242,10 +242,10 @@ def pilot(profile: Profile, node: int, nodes: int) -> Complex64[np.ndarray, " bi
 def canary(profile: Profile, seed: int, node: int, mode: str) -> Complex64[np.ndarray, " bin"]:
     """Give the values of one node's canary symbol, known to the server.
 
-    ``seed`` is a non-negative integer of the round. Random signs (R) or QPSK (C) rather than Gaussian values: every node has exactly mean power 1, so the measured error
-    weighs all nodes alike, and the sum of several nodes is still near Gaussian.
+    ``seed`` is a non-negative integer of the round. Random signs (R) or QPSK (C) rather than Gaussian values: every
+    node has exactly mean power 1, so the measured error weighs all nodes alike, and the sum is still near Gaussian.
     """
-    draw = np.random.default_rng([seed, node]).integers(0, 2, (2, len(profile.bins))) * 2 - 1
+    draw = np.random.default_rng([seed, 2, node]).integers(0, 2, (2, len(profile.bins))) * 2 - 1
     if mode == "R":
         return cast(np.ndarray, draw[0].astype(np.complex64))
     return cast(np.ndarray, ((draw[0] + 1j * draw[1]) / np.sqrt(2)).astype(np.complex64))
@@ -379,7 +379,8 @@ def clip(samples: Complex64[np.ndarray, " sample"], limit: float = 1.0) -> tuple
 
 
 def _signs(seed: int, count: int) -> Float32[np.ndarray, " real"]:
-    return np.random.default_rng(seed).integers(0, 2, count, np.int8).astype(np.float32) * 2 - 1
+    # The second word keeps this stream apart from the canary's (2) and the checksums' (3) of the same seed.
+    return np.random.default_rng([seed, 1]).integers(0, 2, count, np.int8).astype(np.float32) * 2 - 1
 
 
 def _phasor(cycles: np.ndarray) -> np.ndarray:
