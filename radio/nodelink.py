@@ -1,0 +1,236 @@
+"""A node's side of the link: lock to the beacons, follow phase and time, and send bursts that arrive aligned; no learning.
+
+Two-way tracking: the downlink phase psi(t) runs with minus the uplink phase, so a burst turned by ``exp(j psi(t))`` arrives with the
+slow constant C(f) only, which the server measures and sends back (``retune`` and restarts make it void).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Complex64
+
+from radio.base import Radio, RadioConfig, TxReport
+from radio.beacon import BeaconFix, acquire, track
+from radio.cycle import Cycle
+from radio.errors import LinkError
+from radio.ofdm import Profile, clip, precode, synthesise
+from radio.timeline import measure_offset
+from radio.track import PhaseTracker, SlotClock
+
+Grid = Complex64[np.ndarray, "symbol bin"]
+
+#: Samples on either side of an expected beacon that a tracking capture takes in.
+MARGIN = 48
+#: A coarse LO offset above this is tuned away once, so that the LO leak lands inside the empty bins around DC.
+COARSE_HZ = 500.0
+#: Beacons missed in a row before the lock is given up.
+MISSES = 3
+
+
+@dataclass(frozen=True)
+class Csi:
+    """What the server told this node about its uplink: the slow constant and how to use it.
+
+    Attributes:
+        gain: complex64 (bin,), C(f) full scale to full scale, referenced to the tracked downlink phase.
+        advance_samples: timing advance in server samples.
+        drive: transmit amplitude per resource element (``phase``), or target amplitude at the server (``inversion``).
+    """
+
+    gain: Complex64[np.ndarray, " bin"]
+    advance_samples: float
+    drive: float
+
+    def nudged(self, turn_rad: float, stretch: float, delay_samples: float) -> Csi:
+        """Absorb the phase, amplitude and delay that the server measured on verification pilots."""
+        turn = np.complex64(stretch * complex(math.cos(turn_rad), math.sin(turn_rad)))
+        return replace(self, gain=self.gain * turn, advance_samples=self.advance_samples + delay_samples)
+
+
+@dataclass
+class NodeLink:
+    """Everything a node knows about time and phase. One owner, one thread."""
+
+    radio: Radio
+    profile: Profile
+    rx_gain_db: float
+    adev: float
+    seed: int
+    offset: int = 0
+    tuned_hz: float = 0.0
+    cfo_hz: float = 0.0
+    snr_db: float = float("nan")
+    missed: int = 0
+    csi: Csi | None = None
+    tracker: PhaseTracker | None = field(default=None, repr=False)
+    clock: SlotClock | None = field(default=None, repr=False)
+
+    def open(self) -> None:
+        """Configure the radio and measure its TX-RX offset; nothing is radiated but the low-level offset burst."""
+        self._tune(0.0)
+        self.offset = measure_offset(self.radio, self.seed)
+
+    def _tune(self, shift_hz: float) -> None:
+        wanted = RadioConfig(
+            rate_hz=self.profile.rate_hz,
+            tx_hz=self.profile.carrier_hz + shift_hz,
+            rx_hz=self.profile.carrier_hz + shift_hz,
+            bandwidth_hz=self.profile.bandwidth_hz,
+            rx_gain_db=self.rx_gain_db,
+        )
+        self.tuned_hz = self.radio.configure(wanted).rx_hz - self.profile.carrier_hz
+
+    def acquire(self, budget_samples: int) -> int:
+        """Search for the server's beacons, tune the LO once, and start the trackers.
+
+        Args:
+            budget_samples: how long to search.
+
+        Returns:
+            Slot number of the beacon that the lock stands on.
+
+        Raises:
+            LinkError: no beacon within the budget.
+        """
+        self.csi = None
+        fix = self._search(budget_samples)
+        if abs(fix.cfo_hz) > COARSE_HZ:
+            self._tune(self.tuned_hz + fix.cfo_hz)
+            fix = self._search(budget_samples)
+        self.tracker = PhaseTracker(adev=self.adev, rate_hz=self.profile.rate_hz, carrier_hz=self.profile.carrier_hz)
+        self.clock = SlotClock(self.profile.slot_samples)
+        self.missed = 0
+        self._absorb(fix)
+        return fix.slot
+
+    def _search(self, budget_samples: int) -> BeaconFix:
+        chunk = self.profile.slot_samples + 2 * self.profile.beacon_samples
+        for _ in range(max(1, budget_samples // chunk)):
+            capture = self.radio.receive(chunk)
+            fix = acquire(capture.samples, self.profile, capture.start)
+            if fix is not None:
+                return fix
+        raise LinkError(
+            f"{self.radio.name}: no beacon in {budget_samples / self.profile.rate_hz:.2f} s at "
+            f"{self.profile.carrier_hz / 1e6:.3f} MHz",
+            "check that the server is running, the antenna or cable, and the carrier of both radios",
+        )
+
+    def _absorb(self, fix: BeaconFix) -> None:
+        assert self.tracker is not None and self.clock is not None
+        self.tracker.update(fix)
+        self.cfo_hz, self.snr_db = fix.cfo_hz, fix.snr_db
+        self.clock.update(fix, self.ppm)
+
+    @property
+    def ppm(self) -> float:
+        """This node's clock against the server's, in parts per million (positive: the node runs fast)."""
+        return -(self.cfo_hz + self.tuned_hz) / self.profile.carrier_hz * 1e6
+
+    def listen(self, slot: int) -> bool:
+        """Track the beacon of ``slot``; beacons already past are skipped.
+
+        Returns:
+            True when the beacon was found.
+
+        Raises:
+            LinkError: the lock is lost (several beacons missed in a row).
+        """
+        if self.clock is None:
+            raise LinkError(f"{self.radio.name}: not locked to the beacons", "sound this node again")
+        expected = self.clock.index_of(slot)
+        start = int(expected) - MARGIN
+        if start < self.radio.now():
+            return False
+        capture = self.radio.receive(self.profile.beacon_samples + 2 * MARGIN, start)
+        fix = track(capture.samples, self.profile, capture.start, expected, self.cfo_hz, slot)
+        if fix is None:
+            self.missed += 1
+            if self.missed >= MISSES:
+                self.clock = self.tracker = self.csi = None
+                raise LinkError(
+                    f"{self.radio.name}: {MISSES} beacons missed in a row, the last in slot {slot}",
+                    "the node is sounded again; if this repeats, look for lost samples or an interferer",
+                )
+            return False
+        self.missed = 0
+        self._absorb(fix)
+        return True
+
+    def follow(self, first_slot: int, cycle: Cycle, grid: Grid, at: int | None = None) -> tuple[TxReport, float]:
+        """Run one cycle: track its beacons and send ``grid`` so that it reaches the server at ``at`` (default ``burst_at``).
+
+        Returns:
+            The radio's report (``clipped`` counts samples limited here, too), and the predicted phase error in rad.
+        """
+        for slot in range(first_slot, first_slot + cycle.before):
+            self.listen(slot)
+        sent = self.send(first_slot, cycle.burst_at if at is None else at, grid)
+        for slot in range(first_slot + cycle.before, first_slot + cycle.beacons):
+            self.listen(slot)
+        return sent
+
+    def send(self, slot: int, at: float, grid: Grid) -> tuple[TxReport, float]:
+        """Transmit ``grid`` so that it reaches the server ``at`` server samples after the start of ``slot``.
+
+        The signal is computed at this radio's own sample instants, so clock offset and fractional advance are exact.
+
+        Raises:
+            TooLate: the instant can no longer be met; nothing is sent.
+            LinkError: no lock.
+        """
+        if self.clock is None or self.tracker is None:
+            raise LinkError(f"{self.radio.name}: not locked to the beacons", "sound this node again")
+        ratio = 1 + self.ppm * 1e-6
+        advance = self.csi.advance_samples if self.csi is not None else 0.0
+        slot_index = self.clock.index_of(slot)
+        first = math.ceil(slot_index + (at - advance) * ratio)
+        count = int(len(grid) * self.profile.symbol_samples * ratio)
+        index = first + np.arange(count, dtype=np.float64)
+        times = (index - slot_index) / ratio - at + advance
+        prediction = self.tracker.predict(index)
+        samples = synthesise(grid, self.profile, times) * np.exp(1j * prediction.phase_rad).astype(np.complex64)
+        samples, clipped = clip(samples)
+        report = self.radio.transmit(samples, first + self.offset)
+        middle = self.tracker.predict(float(index[count // 2]))
+        return replace(report, clipped=report.clipped + clipped), float(middle.sigma_rad)
+
+    def precode(self, grid: Grid, kind: str) -> Grid:
+        """Apply the link estimate: ``phase``, ``inversion`` or ``none``; the drive sets the amplitude."""
+        if self.csi is None:
+            raise LinkError(f"{self.radio.name}: no link estimate", "sound this node again")
+        return precode(grid, self.csi.gain, kind, self.csi.drive)
+
+    def state(self) -> dict[str, Any]:
+        """Give everything needed to go on after a restart, as plain JSON values."""
+        csi = self.csi
+        return {
+            "offset": self.offset,
+            "tuned_hz": self.tuned_hz,
+            "cfo_hz": self.cfo_hz,
+            "missed": self.missed,
+            "tracker": self.tracker.state() if self.tracker else None,
+            "clock": self.clock.state() if self.clock else None,
+            "csi": None
+            if csi is None
+            else {
+                "gain": [[float(g.real), float(g.imag)] for g in csi.gain],
+                "advance_samples": csi.advance_samples,
+                "drive": csi.drive,
+            },
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a state saved by ``state`` on a radio that kept running."""
+        self.offset = state["offset"]
+        self.cfo_hz, self.missed = state["cfo_hz"], state["missed"]
+        self._tune(state["tuned_hz"])
+        self.tracker = PhaseTracker.from_state(state["tracker"]) if state["tracker"] else None
+        self.clock = SlotClock.from_state(state["clock"]) if state["clock"] else None
+        if state["csi"]:
+            gain = np.array([complex(*pair) for pair in state["csi"]["gain"]], np.complex64)
+            self.csi = Csi(gain, state["csi"]["advance_samples"], state["csi"]["drive"])

@@ -1,0 +1,68 @@
+"""How a round's symbols lie on the air: symbols and checksums to resource elements and back; knows no link and no update."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Complex64, Float32
+
+from radio.ofdm import Profile, bursts_needed, pack, unpack
+from radio.verify import checksum_signs, checksums
+
+Symbols = Complex64[np.ndarray, " symbol"]
+#: Sign vectors of a checksum: enough for an error estimate within about 2 dB.
+CHECKS = 16
+
+
+@dataclass(frozen=True)
+class Payload:
+    """The shared layout of one round.
+
+    Attributes:
+        profile: waveform.
+        mode: R or C.
+        symbols: complex symbols that the scheme hands over.
+        seed: shared by all nodes of the round.
+        appended: whether checksums ride behind the payload (the analog variant).
+    """
+
+    profile: Profile
+    mode: str
+    symbols: int
+    seed: int
+    appended: bool
+
+    @property
+    def scale(self) -> float:
+        """Amplitude of a real on the air per unit of a symbol's real part: elements of mean power 1 in both modes."""
+        return math.sqrt(2.0) if self.mode == "R" else 1.0
+
+    @property
+    def reals(self) -> int:
+        """Reals on the air, checksums included."""
+        return 2 * self.symbols + (CHECKS if self.appended else 0)
+
+    @property
+    def bursts(self) -> int:
+        """Bursts that hold them."""
+        return bursts_needed(self.profile, self.mode, self.reals)
+
+    def checks(self, symbols: Symbols) -> Float32[np.ndarray, " check"]:
+        """Form the linear checksums of symbols: shared-seed sign vectors, so that checks of sums are sums of checks."""
+        reals = np.ascontiguousarray(symbols, np.complex64).view(np.float32)
+        return checksums(reals, checksum_signs(self.seed, CHECKS, reals.size))
+
+    def fill(self, symbols: Symbols) -> Complex64[np.ndarray, "burst data bin"]:
+        """Lay symbols (mean power at most 1) and checksums out on resource elements."""
+        reals = np.ascontiguousarray(symbols, np.complex64).view(np.float32)
+        if self.appended:
+            reals = np.concatenate([reals, self.checks(symbols)])
+        return pack(reals * np.float32(self.scale), self.profile, self.mode, self.seed)
+
+    def read(self, grid: Complex64[np.ndarray, "burst data bin"]) -> tuple[Symbols, Float32[np.ndarray, " check"]]:
+        """Take symbols and appended checksums (empty when none ride along) off received resource elements."""
+        reals = unpack(grid, self.profile, self.mode, self.reals, self.seed) / np.float32(self.scale)
+        body = np.ascontiguousarray(reals[: 2 * self.symbols])
+        return body.view(np.complex64), reals[2 * self.symbols :]

@@ -1,0 +1,126 @@
+"""The server's side of the link: the slot clock, beacons, sounding windows and burst windows; decodes no update.
+
+Slot n begins at TX index ``origin + n * slot_samples`` of the server's radio; everything the server expects is counted from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Complex64
+
+from radio.base import Capture, Radio, RadioConfig
+from radio.beacon import beacon
+from radio.cycle import Cycle, sounding_samples
+from radio.errors import TooLate
+from radio.ofdm import Profile, demodulate
+from radio.sync import Link, estimate_link, noise_of, sounding
+from radio.timeline import measure_offset
+
+Grid = Complex64[np.ndarray, "symbol bin"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """One received window: ``grid`` (symbol, bin) and ``nulls`` (symbol, null bin), full scale 1.0, and its capture."""
+
+    grid: Grid
+    nulls: Complex64[np.ndarray, "symbol null"]
+    capture: Capture
+
+
+@dataclass
+class ServerLink:
+    """The server's radio and its slot clock. One owner, one thread."""
+
+    radio: Radio
+    profile: Profile
+    rx_gain_db: float
+    seed: int
+    offset: int = 0
+    origin: int = 0
+    last_slot: int = -1
+    beacon_level: float = field(default=1.0, repr=False)
+
+    def open(self) -> None:
+        """Configure the radio, measure its TX-RX offset and start the slot clock."""
+        self._configure()
+        self.offset = measure_offset(self.radio, self.seed)
+        self.origin = self.radio.earliest()
+
+    def _configure(self) -> None:
+        profile = self.profile
+        self.radio.configure(
+            RadioConfig(
+                rate_hz=profile.rate_hz,
+                tx_hz=profile.carrier_hz,
+                rx_hz=profile.carrier_hz,
+                bandwidth_hz=profile.bandwidth_hz,
+                rx_gain_db=self.rx_gain_db,
+            )
+        )
+
+    def next_slot(self) -> int:
+        """First slot whose beacon can still be ordered and that no earlier beacon or window has used."""
+        room = self.radio.earliest() - self.origin
+        return max(self.last_slot + 1, -(-room // self.profile.slot_samples))
+
+    def send_beacons(self, first_slot: int, count: int) -> None:
+        """Order the beacons of ``count`` slots.
+
+        Raises:
+            TooLate: the first of them can no longer be met.
+        """
+        for slot in range(first_slot, first_slot + count):
+            report = self.radio.transmit(
+                beacon(self.profile, slot) * np.float32(self.beacon_level),
+                self.origin + slot * self.profile.slot_samples,
+            )
+            if any(event.kind == "late" for event in report.events):
+                raise TooLate(f"beacon of slot {slot} came late", "give the server's radio a longer turnaround")
+        self.last_slot = max(self.last_slot, first_slot + count - 1)
+
+    def schedule(self, cycle: Cycle, count: int) -> int:
+        """Order the beacons of ``count`` cycles in a row and return the first slot."""
+        first = self.next_slot()
+        for number in range(count):
+            self.send_beacons(first + number * cycle.slots, cycle.beacons)
+        self.last_slot = first + count * cycle.slots - 1
+        return first
+
+    def rx_index(self, slot: int, at: int = 0) -> int:
+        """RX index of the sample ``at`` after the start of ``slot``."""
+        return self.origin + slot * self.profile.slot_samples + at - self.offset
+
+    def window(self, slot: int, at: int, symbols: int) -> Window:
+        """Receive ``symbols`` OFDM symbols expected to start ``at`` samples after the start of ``slot``."""
+        guard = self.profile.guard_samples
+        count = symbols * self.profile.symbol_samples + 2 * guard
+        capture = self.radio.receive(count, self.rx_index(slot, at) - guard)
+        grid, nulls = demodulate(capture.samples, self.profile, symbols, guard)
+        return Window(grid, nulls, capture)
+
+    def sound(self, slot: int, cycle: Cycle, places: int) -> list[Link]:
+        """Receive one sounding window and estimate the link of the node in each of its ``places``.
+
+        The estimate is full scale to full scale for a pilot of amplitude 1 per element; the caller divides by the drive.
+        """
+        length = sounding_samples(self.profile)
+        pilots = sounding(self.profile)
+        links = []
+        for place in range(places):
+            at = cycle.burst_at + place * length + self.profile.guard_samples
+            window = self.window(slot, at, 2)
+            links.append(estimate_link(window.grid, pilots, noise_of(window.nulls), self.profile))
+        return links
+
+    def state(self) -> dict[str, Any]:
+        """Give everything needed to go on after a restart, as plain JSON values."""
+        return {"offset": self.offset, "origin": self.origin, "last_slot": self.last_slot}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a state saved by ``state`` on a radio that kept running."""
+        self._configure()
+        self.offset, self.origin, self.last_slot = state["offset"], state["origin"], state["last_slot"]
