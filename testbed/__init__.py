@@ -1,4 +1,4 @@
-"""Knows the names the processes room offers; imports nothing heavy, so `import testbed` needs no radio and no screen."""
+"""The processes room: knows its version, and imports nothing heavy, so no radio and no screen is needed."""
 
 __all__ = ["__version__"]
 

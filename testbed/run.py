@@ -1,0 +1,259 @@
+"""Knows the folder of one run: its configuration, its events, its checkpoints; knows nothing of who reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from radio.errors import RunError
+from testbed.checkpoint import (
+    Checkpoint,
+    checkpoint_rounds,
+    disk_errors,
+    load_checkpoint,
+    save_checkpoint,
+    write_whole,
+)
+from testbed.config import Pair, load
+
+__all__ = [
+    "Checkpoint",
+    "EventTail",
+    "RunFolder",
+    "checkpoint_rounds",
+    "find_run",
+    "load_checkpoint",
+    "read_events",
+    "save_checkpoint",
+]
+
+EVENT_KINDS = frozenset(
+    {
+        "run-started",
+        "node-changed",
+        "calibrated",
+        "round-started",
+        "round-finished",
+        "evaluated",
+        "warning",
+        "run-finished",
+    }
+)
+
+
+class RunFolder:
+    """One run on disk. Only one process, the server, may call ``emit``; anyone may read.
+
+    Attributes:
+        path: the folder, absolute.
+        name: its name, the run id in messages and events.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.name = path.name
+        self._publish: Callable[[bytes], None] | None = None
+        self._events: int | None = None
+
+    @classmethod
+    def create(cls, root: Path, pair: Pair) -> Self:
+        """Make ``root/N`` with the next free number, write both files into it, and point ``root/latest`` to it.
+
+        Raises:
+            RunError: the folder cannot be made or written.
+        """
+        with disk_errors(root, "make a run folder"):
+            root.mkdir(parents=True, exist_ok=True)
+            path = _next(root)
+        for name, text in pair.resolved().items():
+            write_whole(path / name, text.encode())
+        with disk_errors(root / "latest", "point to the run"):
+            link = root / f".latest-{os.getpid()}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(path.name)
+            if (root / "latest").is_symlink() or not (root / "latest").exists():
+                os.replace(link, root / "latest")
+            else:
+                link.unlink()  # a file of the user's has this name: leave it alone
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Take an existing run folder.
+
+        Raises:
+            RunError: the folder does not hold a run.
+        """
+        if not (path / "experiment.toml").is_file() or not (path / "lab.toml").is_file():
+            raise RunError(f"{path}: not a run folder (no lab.toml and experiment.toml)", "give a folder under runs/")
+        return cls(path.resolve())
+
+    @property
+    def events_path(self) -> Path:
+        """The append-only file of events, one JSON object per line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The server's checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def keys(self) -> Path:
+        """Key files of a lab that has none of its own."""
+        return self.path / "keys"
+
+    def node(self, name: str) -> Path:
+        """Folder in which node ``name`` keeps its memory and log."""
+        return self.path / "nodes" / name
+
+    def log(self, process: str) -> Path:
+        """Log file of one process: ``server``, ``ether``, or a node's name."""
+        return self.path / "logs" / f"{process}.log"
+
+    def pair(self) -> Pair:
+        """Read the configuration of the run.
+
+        Raises:
+            ConfigError: someone has edited it into something invalid.
+        """
+        return load(self.path)
+
+    def publish_to(self, publish: Callable[[bytes], None] | None) -> None:
+        """Hand the bytes of every further event, as written, to ``publish`` as well."""
+        self._publish = publish
+
+    def emit(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """Append one event, at once and whole, and publish the same bytes.
+
+        Args:
+            kind: one of ``EVENT_KINDS``.
+            fields: anything JSON can hold; ``nan`` and infinities become null.
+
+        Returns:
+            The event with ``kind``, ``time`` (UTC, ISO 8601) and ``run``.
+
+        Raises:
+            RunError: the disk is full; no event written before is lost, and no half line stays behind.
+            ValueError: an unknown kind.
+        """
+        if kind not in EVENT_KINDS:
+            raise ValueError(f"unknown event kind {kind!r}; use one of {', '.join(sorted(EVENT_KINDS))}")
+        stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        event = {"kind": kind, "time": stamp, "run": self.name, **_finite(fields)}
+        line = json.dumps(event, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        with disk_errors(self.events_path, "append an event"):
+            self._append(line)
+        if self._publish is not None:
+            self._publish(line)
+        return event
+
+    def _append(self, line: bytes) -> None:
+        if self._events is None:
+            self._events = os.open(self.events_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            size = os.fstat(self._events).st_size
+            if size and os.pread(self._events, 1, size - 1) != b"\n":
+                line = b"\n" + line  # close the half line of a process that was killed while writing it
+        whole = os.fstat(self._events).st_size
+        done = 0
+        try:
+            while done < len(line):
+                done += os.write(self._events, line[done:])
+        except OSError:
+            os.ftruncate(self._events, whole)
+            raise
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write the server's checkpoint; the last two are kept. See ``save_checkpoint``."""
+        return save_checkpoint(self.checkpoints, checkpoint)
+
+    def load(self, config_hash: str | None = None) -> Checkpoint:
+        """Read the server's newest checkpoint. See ``load_checkpoint``."""
+        return load_checkpoint(self.checkpoints, config_hash)
+
+    def close(self) -> None:
+        """Close the event file. Safe to call twice."""
+        if self._events is not None:
+            os.close(self._events)
+            self._events = None
+
+
+def _next(root: Path) -> Path:
+    while True:
+        taken = [int(path.name) for path in root.iterdir() if path.name.isdigit()]
+        path = root / str(max(taken, default=0) + 1)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue  # another run was started in this instant
+        return path
+
+
+def _finite(value: Any) -> Any:
+    """Copy with plain Python types, where nan and infinities are None: JSON has no words for them."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, bool) or value is None or isinstance(value, str | int):
+        return value
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays
+        return _finite(value.tolist())
+    if isinstance(value, float):
+        return value if value - value == 0.0 else None
+    raise TypeError(f"an event cannot hold a {type(value).__name__}: {value!r}")
+
+
+def find_run(text: str, root: Path) -> RunFolder:
+    """Find a run by folder (``runs/7``), by number (``7``) or as ``latest``.
+
+    Raises:
+        RunError: there is no such run.
+    """
+    for path in (Path(text), root / text):
+        if path.is_dir():
+            return RunFolder.open(path)
+    known = sorted((int(path.name) for path in root.glob("*") if path.name.isdigit()), reverse=True)[:5]
+    listed = f"newest runs: {', '.join(map(str, known))}" if known else f"there are no runs under {root}"
+    raise RunError(f"no run {text!r}; {listed}", "give a run folder, its number, or latest")
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """Read the events of a run so far. A half line, left by a killed process, is skipped.
+
+    Args:
+        path: the ``events.jsonl`` file; it may not exist yet.
+    """
+    yield from EventTail(path).poll()
+
+
+class EventTail:
+    """Follows an events file as it grows, without any say in the writer's pace."""
+
+    def __init__(self, path: Path, *, from_end: bool = False) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if from_end and path.exists() else 0
+
+    def poll(self) -> list[dict[str, Any]]:
+        """Give the whole events that were added since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                content = file.read()
+        except FileNotFoundError:
+            return []
+        end = content.rfind(b"\n") + 1
+        self._offset += end
+        events: list[dict[str, Any]] = []
+        for line in content[:end].splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and "kind" in event:
+                events.append(event)
+        return events
