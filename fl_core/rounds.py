@@ -1,0 +1,314 @@
+"""One round as functions of (seed, client, round), and many rounds as a simulation; knows no processes and no radio.
+
+A node daemon and :func:`simulate` call the same :func:`client_update` with the same keys: the same update, bit for bit,
+on the same machine with the same number of torch threads. Reductions over clients run in ascending client order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fl_core.data import ClientData, Task, evaluation_tasks, sample_tasks, stack
+from fl_core.decode import nmse_db
+from fl_core.encode import energy
+from fl_core.mac import (
+    Channel,
+    after_precoding,
+    draw_gains,
+    fading_mac,
+    ideal_mac,
+    mean_gain,
+    transmit_energy,
+)
+from fl_core.maml import Evaluation, evaluate, local_update, local_updates, rates
+from fl_core.models import Model
+from fl_core.options import DataOptions, LearnOptions
+from fl_core.schemes import Csi, Plan, Scheme
+from fl_core.seeds import generator, numpy_generator
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What one simulated round did.
+
+    Attributes:
+        round: counted from 0.
+        clients: indices of the active clients, ascending.
+        received: indices of those whose symbols arrived.
+        scale: common amplitude.
+        power: mean transmit power of each active client, per channel use (limit 1).
+        nmse_update_db: decoded mean against the mean of the sparsified updates of ``received``.
+        nmse_dense_db: decoded mean against the mean of their unsparsified updates.
+        evaluation: new clients after this round, when it was due.
+    """
+
+    round: int
+    clients: tuple[int, ...]
+    received: tuple[int, ...]
+    scale: float
+    power: tuple[float, ...]
+    nmse_update_db: float
+    nmse_dense_db: float
+    evaluation: Evaluation | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run carries from round to round: parameters (d,) and one memory per client (client, d)."""
+
+    theta: Float[Tensor, " d"]
+    memories: Float[Tensor, "client d"]
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """The outcome of :func:`simulate`."""
+
+    state: State
+    records: tuple[RoundRecord, ...]
+
+
+def initial_parameters(model: Model, seed: int) -> Float[Tensor, " d"]:
+    """Draw the parameters that round 0 starts from; a function of the seed alone."""
+    return model.init(generator(seed, "init"))
+
+
+def choose_clients(seed: int, round: int, clients: int, active: int) -> list[int]:
+    """Draw the active clients of a round, uniform without replacement, in ascending order.
+
+    Raises:
+        ValueError: ``active`` is outside 1..clients.
+    """
+    if not 1 <= active <= clients:
+        raise ValueError(f"{active} of {clients} clients cannot be active; choose between 1 and {clients}")
+    drawn = numpy_generator(seed, "clients", round).choice(clients, active, replace=False)
+    return sorted(int(index) for index in drawn)
+
+
+def client_tasks(client: ClientData, data: DataOptions, steps: int, seed: int, index: int, round: int) -> Task:
+    """Draw the Q tasks of one client's round, stacked; a function of (seed, index, round) alone."""
+    return sample_tasks(client, data, generator(seed, "task", index, round), steps)
+
+
+def client_update(
+    model: Model,
+    theta: Float[Tensor, " d"],
+    client: ClientData,
+    data: DataOptions,
+    learn: LearnOptions,
+    *,
+    seed: int,
+    index: int,
+    round: int,
+) -> Float[Tensor, " d"]:
+    """Compute one client's update of one round, old minus new parameters.
+
+    Args:
+        model: the network.
+        theta: parameters as broadcast, shape (d,).
+        client: the client's data.
+        data: how tasks are drawn.
+        learn: local steps, rates, kind of meta-gradient.
+        seed: of the experiment.
+        index: of the client; with (seed, round) it fixes the tasks.
+        round: counted from 0.
+
+    Returns:
+        Delta, shape (d,); the server subtracts the mean of these.
+    """
+    alpha, eta = rates(learn, round)
+    tasks = client_tasks(client, data, learn.local_steps, seed, index, round)
+    return local_update(model, theta, tasks, alpha, eta, learn.gradient)
+
+
+def client_updates(
+    model: Model,
+    theta: Float[Tensor, " d"],
+    clients: Sequence[ClientData],
+    data: DataOptions,
+    learn: LearnOptions,
+    *,
+    seed: int,
+    indices: Sequence[int],
+    round: int,
+) -> Float[Tensor, "client d"]:
+    """Compute the updates of several clients at once: :func:`client_update` of each, to float tolerance, but faster."""
+    alpha, eta = rates(learn, round)
+    tasks = stack([client_tasks(clients[i], data, learn.local_steps, seed, i, round) for i in indices])
+    return local_updates(model, theta, tasks, alpha, eta, learn.gradient)
+
+
+def outer_step(theta: Float[Tensor, " d"], mean_update: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    """Return ``theta - mean_update``: the one place where the sign of an update matters."""
+    return theta - mean_update
+
+
+def transmit(
+    scheme: Scheme, channel: Channel, symbols: Tensor, plan: Plan, seed: int, heard: Sequence[int]
+) -> tuple[Tensor, Csi, Plan, tuple[float, ...]]:
+    """Send one round's symbols through the channel.
+
+    Args:
+        scheme: names the precoder, the power rule, and whether the air is used at all.
+        channel: fading and noise.
+        symbols: unscaled, shape (client, symbol), ascending clients.
+        plan: of the round; its scale is not used.
+        seed: gains and noise come from (seed, plan.round).
+        heard: positions in ``symbols`` of the clients whose bursts arrive.
+
+    Returns:
+        The received sum (symbol,), what the receiver knows of the channel, the plan with its scale and the number of
+        clients heard, and the mean transmit power of each client.
+    """
+    clients, uses = symbols.shape
+    if not scheme.over_air:
+        final = replace(plan, clients=len(heard), scale=scheme.scale(energy(symbols).tolist(), plan))
+        return ideal_mac(final.scale * symbols[list(heard)]), Csi(noise=0.0), final, (0.0,) * clients
+    gains = draw_gains(channel.fading, clients, generator(seed, "gains", plan.round))
+    spent = transmit_energy(energy(symbols), gains, scheme.precoder)
+    final = replace(plan, clients=len(heard), scale=scheme.scale(spent.tolist(), plan))
+    power = tuple((spent * final.scale**2 / uses).tolist())
+    effective = after_precoding(gains, scheme.precoder)[list(heard)]
+    received = fading_mac(
+        final.scale * symbols[list(heard)], effective, channel.noise, generator(seed, "noise", plan.round)
+    )
+    return received, Csi(mean_gain(channel.fading, scheme.precoder), channel.noise), final, power
+
+
+def simulate_round(
+    model: Model,
+    state: State,
+    clients: Sequence[ClientData],
+    data: DataOptions,
+    learn: LearnOptions,
+    scheme: Scheme,
+    channel: Channel,
+    *,
+    round: int,
+    active: int,
+    seed: int,
+    batched: bool = True,
+    lost: Callable[[int, int], bool] | None = None,
+) -> tuple[State, RoundRecord]:
+    """Run one round; see :func:`simulate`. ``state`` is not modified."""
+    chosen = choose_clients(seed, round, len(clients), active)
+    _, eta = rates(learn, round)
+    if batched:
+        updates = client_updates(model, state.theta, clients, data, learn, seed=seed, indices=chosen, round=round)
+    else:
+        each = (
+            client_update(model, state.theta, clients[i], data, learn, seed=seed, index=i, round=round) for i in chosen
+        )
+        updates = torch.stack(list(each))
+    plan = Plan(round, seed, len(chosen), eta)
+    old = state.memories[chosen]
+    sparse, _ = scheme.sparsify(updates, old, plan)
+    symbols, remaining = scheme.encode(updates, old, Csi(), plan)
+    heard = [position for position, index in enumerate(chosen) if lost is None or not lost(round, index)]
+    received, csi, plan, power = transmit(scheme, channel, symbols, plan, seed, heard)
+    memories = state.memories.clone()
+    memories[chosen] = remaining
+    arrived = tuple(chosen[position] for position in heard)
+    if not heard:
+        record = RoundRecord(round, tuple(chosen), (), plan.scale, power, float("nan"), float("nan"))
+        return State(state.theta, memories), record
+    estimate = scheme.decode(received, csi, plan)
+    record = RoundRecord(
+        round,
+        tuple(chosen),
+        arrived,
+        plan.scale,
+        power,
+        nmse_db(estimate, sparse[heard].mean(0)),
+        nmse_db(estimate, updates[heard].mean(0)),
+    )
+    return State(outer_step(state.theta, estimate), memories), record
+
+
+def simulate(
+    model: Model,
+    clients: Sequence[ClientData],
+    data: DataOptions,
+    learn: LearnOptions,
+    scheme: Scheme,
+    channel: Channel,
+    *,
+    rounds: int,
+    active: int,
+    seed: int,
+    new_clients: Sequence[ClientData] = (),
+    evaluate_every: int = 0,
+    start: State | None = None,
+    first_round: int = 0,
+    batched: bool = True,
+    lost: Callable[[int, int], bool] | None = None,
+    observe: Callable[[RoundRecord, State], None] | None = None,
+) -> Simulation:
+    """Meta-train through a simulated channel (Wen, Xing, Simeone, arXiv 2406.11569, Algorithm 1).
+
+    Clients, tasks, rows, gains and noise of round t depend on (seed, t) alone: the clients and tasks are those of the
+    daemons with the same seed, and a run continued from ``start`` at ``first_round`` equals an unbroken one, bit for
+    bit.
+
+    Args:
+        model: the network.
+        clients: the training clients, in index order.
+        data: how tasks are drawn.
+        learn: local steps, rates, kind of meta-gradient.
+        scheme: for updates of ``model.dimension`` entries.
+        channel: fading and SNR; a scheme that is not ``over_air`` does not see it.
+        rounds: how many.
+        active: clients per round, s.
+        seed: of the experiment.
+        new_clients: whom to evaluate.
+        evaluate_every: rounds between evaluations; 0 evaluates after the last round only.
+        start: parameters and memories; by default drawn from the seed, and zeros.
+        first_round: index of the first round.
+        batched: compute all clients' updates together; off, one by one as a node daemon does, bit for bit.
+        lost: (round, client index) -> whether its burst never arrives: the mean is over the others. The client does
+            not know, so its memory moves on.
+        observe: called after each round.
+
+    Returns:
+        The final state and one record per round.
+
+    Raises:
+        ValueError: the scheme is for another dimension, no client, ``active`` out of range, or updates that are not
+            finite.
+    """
+    if scheme.dimension != model.dimension:
+        raise ValueError(
+            f"the scheme is for {scheme.dimension} parameters and the model has {model.dimension}; "
+            "make the scheme with model.dimension"
+        )
+    state = start or State(initial_parameters(model, seed), torch.zeros(len(clients), model.dimension))
+    tasks = evaluation_tasks(list(new_clients), data, seed) if new_clients else None
+    records = []
+    for number in range(first_round, first_round + rounds):
+        state, record = simulate_round(
+            model,
+            state,
+            clients,
+            data,
+            learn,
+            scheme,
+            channel,
+            round=number,
+            active=active,
+            seed=seed,
+            batched=batched,
+            lost=lost,
+        )
+        last = number == first_round + rounds - 1
+        due = last or (evaluate_every > 0 and (number + 1) % evaluate_every == 0)
+        if tasks is not None and due:
+            record = replace(record, evaluation=evaluate(model, state.theta, tasks, rates(learn, number)[0]))
+        records.append(record)
+        if observe is not None:
+            observe(record, state)
+    return Simulation(state, tuple(records))
