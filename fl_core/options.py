@@ -21,13 +21,18 @@ class DataOptions(Options):
 
     name: Literal["digits", "glyphs", "omniglot"] = Field(
         default="digits",
-        description="Data set. digits: scikit-learn's 8x8 handwriting, each rotation by 90 degrees a class of its own "
-        "(40 classes). glyphs: 28x28 characters rendered from matplotlib's fonts. omniglot: 28x28, from `folder`.",
+        description="Data set. digits: scikit-learn's 8x8 handwriting. glyphs: 28x28 characters rendered from the "
+        "fonts that matplotlib ships. omniglot: 28x28, from `folder`.",
     )
     folder: Path | None = Field(
         default=None,
         description="Where Omniglot lies: a folder with images_background and images_evaluation, or with "
         "images_background.zip and images_evaluation.zip. Other data sets need none.",
+    )
+    rotations: bool = Field(
+        default=True,
+        description="Each class turned by 90, 180 and 270 degrees is a class of its own (digits: 40 classes; "
+        "omniglot). Glyphs are never turned.",
     )
     ways: int = Field(default=5, ge=2, le=1000, description="Classes of one task (N of N-way).")
     shots: int = Field(default=5, ge=1, le=1000, description="Support examples per class (K of K-shot).")
@@ -56,7 +61,7 @@ class DataOptions(Options):
         default=0.3,
         gt=0,
         lt=1,
-        description="Fraction of the digits (or glyph alphabets) kept for new clients; Omniglot keeps images_evaluation.",
+        description="Fraction of the digits or glyph alphabets kept for new clients; of Omniglot, images_evaluation.",
     )
     new_clients: int = Field(default=8, ge=1, le=10_000, description="Clients never seen in training.")
     new_tasks: int = Field(

@@ -1,0 +1,229 @@
+"""Knows one client's learning: inner step, meta-gradient, local update, evaluation; knows nothing of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import grad, vmap
+
+from fl_core.data import Batch, Task
+from fl_core.models import Model
+from fl_core.options import LearnOptions
+
+Vector = Float[Tensor, " d"]
+Method = Literal["exact", "hessian-free", "first-order"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Query-set results averaged over tasks: before and after one fine-tuning step. Losses in nats, accuracies 0..1."""
+
+    loss_before: float
+    accuracy_before: float
+    loss: float
+    accuracy: float
+
+
+def rates(options: LearnOptions, round_number: int) -> tuple[float, float]:
+    """Return (alpha, eta) of round t = ``round_number``, counted from 0.
+
+    ``adaptive`` is eta_t = eta0/sqrt(1+t/t0) and alpha_t = alpha0/(1+t/t0)^(1/4): the decaying rates that the adaptive
+    convergence theorem of Wen, Xing, Simeone (arXiv 2406.11569) asks for; the exact law there may differ.
+    """
+    if options.schedule == "constant":
+        return options.alpha, options.eta
+    age = 1.0 + round_number / options.t0
+    return options.alpha / age**0.25, options.eta / age**0.5
+
+
+def loss(model: Model, theta: Vector, batch: Batch) -> Float[Tensor, ""]:
+    """Compute the mean cross-entropy of a batch, in nats."""
+    return F.cross_entropy(model.logits(theta, batch.x), batch.y)
+
+
+def fine_tune(model: Model, theta: Vector, support: Batch, alpha: float) -> Vector:
+    """Take the one fine-tuning step phi = theta - alpha grad f(theta; support)."""
+    return theta - alpha * _gradient(model, support)(theta)
+
+
+def meta_gradient(
+    model: Model, theta: Vector, support: Batch, query: Batch, hessian: Batch, alpha: float, method: Method
+) -> Vector:
+    """Compute the stochastic meta-gradient of Fallah, Mokhtari, Ozdaglar (Per-FedAvg, arXiv 2002.07948, section 4).
+
+    With g = grad f(theta - alpha grad f(theta; support); query) it is g - alpha Hess f(theta; hessian) g. The three
+    batches are drawn independently of one another; with the support set as Hessian batch it is the exact gradient of
+    f(theta - alpha grad f(theta; support); query).
+
+    Args:
+        model: the network.
+        theta: parameters (d,).
+        support: batch B of the inner step.
+        query: batch B' of the outer gradient.
+        hessian: batch B'' of the Hessian.
+        alpha: inner rate; at 0 the result is the plain gradient on ``query``.
+        method: ``exact`` (double backward), ``hessian-free`` (central difference of gradients along g, with a step of
+            fixed length whatever ||g||), or ``first-order`` (g alone).
+
+    Returns:
+        The meta-gradient (d,).
+
+    Raises:
+        ValueError: unknown method.
+    """
+    if method not in _CORRECTIONS:
+        raise ValueError(f"gradient {method!r} is unknown; choose one of {', '.join(_CORRECTIONS)}")
+    outer = _gradient(model, query)(fine_tune(model, theta, support, alpha))
+    return outer if alpha == 0 else outer - alpha * _CORRECTIONS[method](_gradient(model, hessian), theta, outer)
+
+
+def local_update(model: Model, theta: Vector, tasks: Task, alpha: float, eta: float, method: Method) -> Vector:
+    """Take Q local steps theta <- theta - eta meta_gradient(theta) and return theta_0 - theta_Q, a descent direction.
+
+    Args:
+        model: the network.
+        theta: parameters (d,) as received from the server.
+        tasks: one task per local step, stacked: every tensor has a leading axis of length Q.
+        alpha: inner rate.
+        eta: outer rate.
+        method: the meta-gradient's implementation.
+
+    Returns:
+        The update Delta (d,). The server subtracts it.
+    """
+    # Summing the steps, rather than subtracting two large vectors at the end, keeps the update's low-order bits.
+    update = torch.zeros_like(theta)
+    for step in range(tasks.query.y.shape[0]):
+        support, query, hessian = (Batch(batch.x[step], batch.y[step]) for batch in tasks)
+        update = update + eta * meta_gradient(model, theta - update, support, query, hessian, alpha, method)
+    return update
+
+
+def local_updates(
+    model: Model, theta: Vector, tasks: Task, alpha: float, eta: float, method: Method, chunk: int | None = None
+) -> Float[Tensor, "client d"]:
+    """Compute the local updates of many clients at once; equals ``local_update`` client by client to rounding.
+
+    Args:
+        model: the network.
+        theta: parameters (d,), the same for all clients.
+        tasks: every tensor has leading axes (client, Q).
+        alpha: inner rate.
+        eta: outer rate.
+        method: the meta-gradient's implementation.
+        chunk: clients batched together, to bound memory; unset: ``default_chunk(model)``.
+
+    Returns:
+        Updates (client, d).
+    """
+
+    def one(client_tasks: Task) -> Vector:
+        return local_update(model, theta, client_tasks, alpha, eta, method)
+
+    return _mapped(one, tasks, chunk or default_chunk(model))
+
+
+def evaluate(model: Model, theta: Vector, tasks: Task, alpha: float, chunk: int | None = None) -> Evaluation:
+    """Measure the query set of each task before and after one fine-tuning step on its support set.
+
+    Args:
+        model: the network.
+        theta: parameters (d,).
+        tasks: every tensor has one leading axis, the task.
+        alpha: fine-tuning rate.
+        chunk: tasks batched together; unset: ``default_chunk(model)``.
+    """
+
+    def one(task: Task) -> Tensor:
+        scores = [model.logits(v, task.query.x) for v in (theta, fine_tune(model, theta, task.support, alpha))]
+        rows = [
+            torch.stack([F.cross_entropy(s, task.query.y), (s.argmax(1) == task.query.y).to(s.dtype).mean()])
+            for s in scores
+        ]
+        return torch.cat(rows)
+
+    with torch.no_grad():
+        means = _mapped(one, tasks, chunk or default_chunk(model)).mean(0).tolist()
+    return Evaluation(*means)
+
+
+def gradient_norm_squared(model: Model, theta: Vector, tasks: Task, alpha: float, chunk: int | None = None) -> float:
+    """Compute ||grad F(theta)||^2, the stationarity measure of the meta-training loss F.
+
+    F is the mean over clients and tasks of f(theta - alpha grad f(theta; support); query); its gradient takes the exact
+    Hessian product on the same support sets. Give tasks that cover each client's examples (``data.full_tasks``).
+
+    Args:
+        model: the network.
+        theta: parameters (d,).
+        tasks: every tensor has leading axes (client, task); each client weighs the same.
+        alpha: inner rate.
+        chunk: tasks batched together; unset: ``default_chunk(model)``.
+    """
+
+    def one(task: Task) -> Vector:
+        return meta_gradient(model, theta, task.support, task.query, task.support, alpha, "exact")
+
+    flat = Task(*(Batch(batch.x.flatten(0, 1), batch.y.flatten(0, 1)) for batch in tasks))
+    size = chunk or default_chunk(model)
+    count = flat.query.y.shape[0]
+    total = torch.zeros_like(theta)
+    for first in range(0, count, size):  # summed chunk by chunk, so memory holds `size` gradients and not all
+        part = Task(*(Batch(b.x[first : first + size], b.y[first : first + size]) for b in flat))
+        total = total + vmap(one)(part).sum(0)
+    return float((total / count).double().square().sum())
+
+
+def default_chunk(model: Model) -> int:
+    """Choose how many clients or tasks to batch: all that is useful for small networks, few where memory would grow."""
+    return max(1, min(64, 4_000_000 // model.dimension // (1 if len(model.shapes) < 16 else 8)))
+
+
+def _mapped(function: Callable[[Task], Tensor], tasks: Task, chunk: int) -> Tensor:
+    mapped: Tensor = vmap(function, chunk_size=chunk)(tasks)
+    return mapped
+
+
+def _gradient(model: Model, batch: Batch) -> Callable[[Tensor], Tensor]:
+    def value(theta: Tensor) -> Tensor:
+        return loss(model, theta, batch)
+
+    return grad(value)
+
+
+def _exact(gradient: Callable[[Tensor], Tensor], theta: Tensor, direction: Tensor) -> Tensor:
+    fixed = direction.detach()
+
+    def along(point: Tensor) -> Tensor:
+        return torch.dot(gradient(point), fixed)
+
+    product: Tensor = grad(along)(theta)
+    return product
+
+
+def _hessian_free(gradient: Callable[[Tensor], Tensor], theta: Tensor, direction: Tensor) -> Tensor:
+    # A step proportional to ||direction|| drowns in rounding once gradients are small. A step of fixed length, relative
+    # to theta, balances truncation (step^2) against rounding (machine epsilon / step) at the cube root of epsilon.
+    norm = direction.norm()
+    unit = direction / norm.clamp_min(torch.finfo(theta.dtype).tiny)
+    relative: float = torch.finfo(theta.dtype).eps ** (1 / 3)
+    step = relative * theta.norm().clamp_min(1.0)
+    difference = gradient(theta + step * unit) - gradient(theta - step * unit)
+    return torch.mul(norm / (2.0 * step), difference)
+
+
+def _first_order(gradient: Callable[[Tensor], Tensor], theta: Tensor, direction: Tensor) -> Tensor:
+    return torch.zeros_like(direction)
+
+
+_CORRECTIONS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]] = {
+    "exact": _exact,
+    "hessian-free": _hessian_free,
+    "first-order": _first_order,
+}
