@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fl_core.options import DataOptions, LearnOptions, ModelOptions, SchemeOptions
 from radio.errors import ConfigError
-from radio.presets import EtherOptions
+from radio.presets import PRESETS, EtherOptions, preset
 from radio.safety import SafetyProfile
 from testbed import toml
 from testbed.problems import ConfigProblems, check, explain, raise_all
@@ -279,6 +279,8 @@ def _build(
     source = default if path is None else str(path)
     try:
         table = _read(default, path)
+        if "ether.preset" in overrides:
+            _forget_preset(table)
         for key, text in overrides.items():
             _override(table, key, text, prefix)
     except ConfigError as error:
@@ -315,6 +317,14 @@ def _read(default: Literal["lab.toml", "experiment.toml"], path: Path | None) ->
         if isinstance(data, dict) and isinstance(data.get("folder"), str):
             data["folder"] = str((path.parent / data["folder"]).absolute())
     return table
+
+
+def _forget_preset(table: dict[str, Any]) -> None:
+    """Drop what the ether has from its old preset, so that another preset can take its place in a resolved file."""
+    ether = table.get("ether")
+    if isinstance(ether, dict) and ether.get("preset", "ideal") in PRESETS:
+        old = preset(ether.get("preset", "ideal")).model_dump(mode="json")
+        table["ether"] = {key: value for key, value in ether.items() if key not in old or old[key] != value}
 
 
 def _override(table: dict[str, Any], key: str, text: str, prefix: str) -> None:
