@@ -1,0 +1,87 @@
+"""SAMPLES: software-defined radios, real and simulated, behind one door; knows no learning and no processes."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from radio.base import (
+    Capabilities,
+    Capture,
+    Discovered,
+    Radio,
+    RadioConfig,
+    Samples,
+    StreamEvent,
+    Tier,
+    TxReport,
+    Witness,
+)
+from radio.errors import ConfigError
+from radio.safety import PROFILES, Audit, Band, Emission, SafeRadio, SafetyProfile
+
+if TYPE_CHECKING:
+    from radio.loopback import Air
+
+__all__ = [
+    "DRIVERS",
+    "PROFILES",
+    "Audit",
+    "Band",
+    "Capabilities",
+    "Capture",
+    "Discovered",
+    "Emission",
+    "Radio",
+    "RadioConfig",
+    "SafeRadio",
+    "SafetyProfile",
+    "Samples",
+    "StreamEvent",
+    "Tier",
+    "TxReport",
+    "Witness",
+    "discover",
+    "open",
+]
+
+GROUP = "testbed.radios"  # entry points by which other distributions add drivers
+DRIVERS: dict[str, str] = {"loopback": "radio.loopback"}  # URI scheme -> module with connect() and discover()
+
+
+def open(uri: str, safety: SafetyProfile, *, ether: Air | None = None, audit: Audit | None = None) -> SafeRadio:
+    """Open a radio by its URI, muted and behind a safety profile.
+
+    Args:
+        uri: ``loopback:NAME`` (needs ``ether``), ``loopback:tcp://HOST:PORT/NAME``, or a scheme of another driver.
+        safety: what the radio may transmit.
+        ether: the simulated air, for a loopback radio in this process.
+        audit: takes a record of every emission and every refusal.
+
+    Raises:
+        ConfigError: the URI has no known scheme.
+        RadioNotFound, RadioRefused, LinkError: the driver could not open it.
+    """
+    scheme, _, rest = uri.partition(":")
+    if scheme in DRIVERS:
+        connect = import_module(DRIVERS[scheme]).connect
+    else:
+        found = entry_points(group=GROUP, name=scheme)
+        if not found or not rest:
+            known = sorted({*DRIVERS, *(point.name for point in entry_points(group=GROUP))})
+            raise ConfigError(
+                f"radio {uri!r} has no known scheme; known are {known}", "write for example loopback:node-1"
+            )
+        connect = next(iter(found)).load().connect
+    radio: Radio = connect(rest, ether)
+    guarded = SafeRadio(radio, safety, audit)
+    guarded.mute()  # a device may radiate a carrier as soon as it is opened
+    return guarded
+
+
+def discover() -> list[Discovered]:
+    """List the radios that every driver can see; a simulated radio shows only by its own URI."""
+    modules = [import_module(name) for name in DRIVERS.values()]
+    modules += [point.load() for point in entry_points(group=GROUP)]
+    return [radio for module in modules for radio in module.discover()]
