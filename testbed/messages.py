@@ -22,6 +22,7 @@ __all__ = [
     "PROTOCOL",
     "Ack",
     "Csi",
+    "CycleTimes",
     "Heartbeat",
     "Hello",
     "Message",
@@ -86,37 +87,39 @@ class Welcome(Header):
     shifts: Annotated[int, Field(ge=1)]
     config_hash: str
     resume_round: int | None = None  # load the memory as it was after this round; None: start with none
-    slot_samples: Count = 0
+    restored: bool = False  # the air kept running: take up the saved link instead of being sounded anew
+
+
+class CycleTimes(BaseModel):
+    """One cycle on the air, as ``radio.cycle.Cycle``: beacons first, then a burst, in server samples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    before: Annotated[int, Field(ge=1)]
+    beacons: Annotated[int, Field(ge=1)]
+    burst_at: Count
+    slots: Annotated[int, Field(ge=1)]
 
 
 class Sound(Header):
-    """Server -> node: listen to beacons, and send your sounding symbols at this place."""
+    """Server -> node: listen to beacons, and send your sounding pilots in this place of each cycle's window."""
 
     kind: Literal["sound"] = "sound"
     first_slot: Count
     cycles: Annotated[int, Field(ge=1)] = 1
-    beacons: Annotated[int, Field(ge=1)] = 1
-    position: Count = 0  # place in the sounding slot, in units of one sounding
-    positions: Annotated[int, Field(ge=1)] = 1
+    cycle: CycleTimes
+    place: Count = 0
     drive: float = Field(default=1.0, gt=0)
-    coarse: bool = False  # the server searches for it; no timing advance is known yet
+    search_samples: Count = 0  # search this long for the beacons first; 0: the lock holds
 
 
 class Csi(Header):
-    """Server -> node: the slow constant of your uplink. Arrays: ``gain`` complex64 (bins,).
-
-    Late: keep the old one until it expires, then stay silent.
-    """
+    """Server -> node: the slow constant of your uplink. Arrays: ``gain`` complex64 (bins,)."""
 
     kind: Literal["csi"] = "csi"
-    first_slot: Count = 0
-    expiry_slot: Count
     timing_advance_samples: float = 0.0
-    snr_db: float = 0.0
-    sigma_gain: float = Field(default=0.0, ge=0)
     drive: float = Field(default=1.0, ge=0)  # slow power control: amplitude that equalises the nodes
-    gain_mean: float = 1.0
-    noise: float = Field(default=0.0, ge=0)
+    final: bool = True  # false: only the timing advance is known yet, more soundings follow
 
 
 class Train(Header):
@@ -124,23 +127,19 @@ class Train(Header):
 
     kind: Literal["train"] = "train"
     clients: tuple[str, ...]  # names of those who take part
-    alpha: float | None = None
-    eta: float | None = None
-    seed: Count = 0
 
 
 class Scale(Header):
-    """Node -> server: my update is ready, and these are the scalars you need to plan. Late: excluded this round."""
+    """Node -> server: my update is ready, and these are the scalars you need to plan. Late: excluded this round.
+
+    Arrays: none, except ``symbols`` complex64 (M,) under a scheme that says that it does not use the air.
+    """
 
     kind: Literal["scale"] = "scale"
     norm_squared: float = Field(ge=0)
-    peak: float = Field(default=0.0, ge=0)
     nonzeros: Count = 0
-    loss_before: float | None = None
-    loss_after: float | None = None
     seconds_train: float = Field(default=0.0, ge=0)
-    checksums: tuple[float, ...] = ()
-    sigma_rad: float | None = Field(default=None, ge=0)
+    checksums: tuple[float, ...] = ()  # digital checksums of the unscaled symbols
 
 
 class Plan(Header):
@@ -148,16 +147,16 @@ class Plan(Header):
 
     kind: Literal["plan"] = "plan"
     first_slot: Count
+    cycle: CycleTimes
     bursts: Annotated[int, Field(ge=1)]
-    beacons: Annotated[int, Field(ge=1)] = 1  # per burst
-    scale: float = Field(gt=0)
-    eta: float = Field(gt=0)
-    clients: tuple[str, ...]
+    scale: float = Field(gt=0)  # common amplitude of the scheme
+    level: float = Field(gt=0)  # common amplitude per element at the server's converter
+    drive: float = Field(ge=0)
     shift: Count
     shifts: Annotated[int, Field(ge=1)]
     mode: Literal["R", "C"]
-    precoder: Literal["phase", "inversion", "none"] = "phase"
-    drive: float = Field(default=1.0, ge=0)
+    precoder: Literal["phase", "inversion", "none"]
+    appended: bool = False  # analog checksums ride behind the payload
     seed: Count
     attempt: Count = 0  # 1 and up: the same burst again, after a voided one
 
@@ -176,15 +175,13 @@ class Sent(Header):
     """Node -> server: what left my antenna, and how sure I was of its phase."""
 
     kind: Literal["sent"] = "sent"
-    attempt: Count = 0
-    sigma_rad: float | None = Field(default=None, ge=0)
+    sigma_rad: float = Field(default=0.0, ge=0)
     clipped: Count = 0
-    beacons_heard: Count = 0
+    snr_db: float | None = None
     cfo_hz: float | None = None
-    start: tuple[int, ...] = ()  # TX index of each burst
+    ppm: float | None = None
+    starts: tuple[int, ...] = ()  # TX index of each burst
     troubles: tuple[StreamTrouble, ...] = ()
-    checksums: tuple[float, ...] = ()
-    temperature_c: float | None = None
 
 
 class Nack(Header):
@@ -197,16 +194,15 @@ class Nack(Header):
 
 
 class Report(Header):
-    """Server -> all: how the round went. Arrays, when given: ``gain`` complex64 (nodes, bursts, 3)."""
+    """Server -> all: how the round went, and what each node's link must absorb."""
 
     kind: Literal["report"] = "report"
     verdict: Literal["accept", "partial", "void"]
-    admitted: tuple[str, ...] = ()
     verdicts: dict[str, str] = {}  # per node: ok, missing, phase, timing, cfo, gain
-    voided: bool = False
-    reasons: tuple[str, ...] = ()
+    innovations: dict[str, tuple[float, float, float]] = {}  # per node: turn_rad, stretch, delay_samples
+    again: bool = False  # the burst is sent once more: keep it
+    save: bool = True  # write a checkpoint
     nmse_canary_db: float | None = None
-    nmse_predicted_db: float | None = None
 
 
 class Ack(Header):

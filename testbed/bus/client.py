@@ -63,6 +63,7 @@ class NodeBus:
         self._dealer.setsockopt(zmq.IMMEDIATE, 1)  # never queue orders for a server that is not there
         monitor = self._dealer.get_monitor_socket()
         assert isinstance(monitor, zmq.asyncio.Socket)
+        self._monitor = monitor
         self._dealer.connect(self.address)
         self._heard = now()
         self._tasks = [asyncio.create_task(self._watch(monitor), name="bus-monitor")]
@@ -154,6 +155,7 @@ class NodeBus:
         self._closed = True
         await cancel(self._tasks)
         self._dealer.disable_monitor()
+        self._monitor.close(linger=0)
         self._dealer.close(linger=LINGER_MS)
         await asyncio.to_thread(self._context.term)
 

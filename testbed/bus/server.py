@@ -82,6 +82,7 @@ class ServerBus:
             zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         )
         assert isinstance(monitor, zmq.asyncio.Socket)
+        self._monitor = monitor
         server = self._lab.server
         try:
             for sock, domain in ((self._router, CONTROL_DOMAIN), (self._publisher, EVENTS_DOMAIN)):
@@ -158,6 +159,7 @@ class ServerBus:
         self._closed = True
         await cancel(self._tasks)
         self._router.disable_monitor()
+        self._monitor.close(linger=0)
         self._router.close()
         self._publisher.close()
         self._zap.stop()

@@ -1,0 +1,214 @@
+"""The seam between vectors and processes: a client's work on a node, the model and its evaluation on the server.
+
+One of the few files here that know torch; what leaves it is NumPy. It knows nothing of radios, messages or sockets.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Complex64, Float32
+from torch import Tensor
+
+from fl_core.data import evaluation_tasks, full_tasks, load, new_clients, split_clients
+from fl_core.decode import nmse_db
+from fl_core.mac import Channel
+from fl_core.maml import evaluate, gradient_norm_squared, rates
+from fl_core.models import build
+from fl_core.rounds import choose_clients, client_update, initial_parameters, outer_step, simulate
+from fl_core.schemes import Csi, Plan, make_scheme
+from radio.errors import ConfigError, RunError
+from testbed.config import Experiment
+
+Vector = Float32[np.ndarray, " d"]
+
+
+class _Common:
+    """What node and server derive alike from the experiment."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        torch.set_num_threads(1)  # many daemons share a machine, and sums must not depend on its cores
+        self.experiment = experiment
+        self.seed = experiment.run.seed
+        try:
+            self.dataset = load(experiment.data, self.seed)
+            self.clients = split_clients(self.dataset, experiment.data, self.seed)
+            self.model = build(experiment.model, tuple(self.clients[0].images.shape[1:]), experiment.data.ways)
+            self.scheme = make_scheme(experiment.scheme, self.model.dimension)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def plan(self, round_number: int, clients: int, scale: float = 1.0) -> Plan:
+        """Give the part of the plan that the scheme knows."""
+        return Plan(round_number, self.seed, clients, rates(self.experiment.learn, round_number)[1], scale)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One client's round before it goes on the air: unscaled symbols and what became of the update."""
+
+    round: int
+    symbols: Complex64[np.ndarray, " symbol"]
+    norm_squared: float
+    nonzeros: int
+    dense: Vector
+    sparse: Vector
+    memory: Vector
+    seconds: float
+
+
+class Pupil(_Common):
+    """A node's client: its data, its memory, its updates."""
+
+    def __init__(self, experiment: Experiment, index: int) -> None:
+        super().__init__(experiment)
+        self.index = index
+        self.memory: Vector = np.zeros(self.model.dimension, np.float32)
+
+    def work(self, theta: Vector, round_number: int, clients: int) -> Work:
+        """Train locally and encode; the memory moves only when ``commit`` is called."""
+        begun = time.perf_counter()
+        update = client_update(
+            self.model,
+            torch.from_numpy(np.ascontiguousarray(theta)),
+            self.clients[self.index],
+            self.experiment.data,
+            self.experiment.learn,
+            seed=self.seed,
+            index=self.index,
+            round=round_number,
+        )
+        memory = torch.from_numpy(self.memory)
+        symbols, remaining = self.scheme.encode(update, memory, Csi(), self.plan(round_number, clients))
+        sparse = update + memory - remaining
+        return Work(
+            round=round_number,
+            symbols=symbols.numpy().astype(np.complex64),
+            norm_squared=float(torch.sum(symbols.abs().double() ** 2)),
+            nonzeros=int(torch.count_nonzero(sparse)),
+            dense=update.numpy(),
+            sparse=sparse.numpy(),
+            memory=remaining.numpy(),
+            seconds=time.perf_counter() - begun,
+        )
+
+    def commit(self, work: Work) -> None:
+        """Take over the memory of a round that was used."""
+        self.memory = work.memory
+
+
+class Teacher(_Common):
+    """The server's model: chooses clients, decodes sums, steps, evaluates."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        super().__init__(experiment)
+        self.theta: Tensor = initial_parameters(self.model, self.seed)
+        self.strangers = new_clients(self.dataset, experiment.data, self.seed)
+        self._new_tasks = evaluation_tasks(self.strangers, experiment.data, self.seed)
+        self._own_tasks = evaluation_tasks(self.clients, experiment.data, self.seed)
+        self._full_tasks = full_tasks(self.clients, experiment.data, self.seed)
+
+    def choose(self, round_number: int) -> list[int]:
+        """Draw the clients of a round."""
+        return choose_clients(
+            self.seed, round_number, len(self.clients), min(self.experiment.run.clients_per_round, len(self.clients))
+        )
+
+    def scale(self, norms_squared: Sequence[float], round_number: int) -> float:
+        """Give the common amplitude that the power rule allows."""
+        return self.scheme.scale(list(norms_squared), self.plan(round_number, len(norms_squared)))
+
+    def step(
+        self,
+        received: Complex64[np.ndarray, " symbol"],
+        round_number: int,
+        clients: int,
+        scale: float,
+        gain_mean: float,
+        noise: float,
+    ) -> Tensor:
+        """Decode the mean update from a received sum and apply it.
+
+        Args:
+            received: the sum in units of scaled symbols.
+            round_number: counted from 0.
+            clients: how many are in the sum.
+            scale: common amplitude of the symbols.
+            gain_mean: mean arrival amplitude.
+            noise: error variance per symbol, everything included.
+
+        Returns:
+            The decoded mean update, shape (d,).
+        """
+        plan = self.plan(round_number, clients, scale)
+        estimate = self.scheme.decode(torch.from_numpy(received), Csi(gain_mean, noise), plan)
+        if not bool(torch.isfinite(estimate).all()):
+            raise RunError(
+                f"round {round_number}: the decoded update is not finite",
+                "lower learn.eta or learn.alpha and start again",
+            )
+        self.theta = outer_step(self.theta, estimate)
+        return estimate
+
+    @staticmethod
+    def nmse_db(estimate: Tensor, truth: Vector) -> float:
+        """Compare a decoded mean update with the true one."""
+        return nmse_db(estimate, torch.from_numpy(truth.astype(np.float32)))
+
+    def evaluation(self, round_number: int, theta: Tensor | None = None) -> dict[str, float]:
+        """Evaluate new and training clients, before and after one fine-tuning step."""
+        theta = self.theta if theta is None else theta
+        alpha = rates(self.experiment.learn, round_number)[0]
+        new = evaluate(self.model, theta, self._new_tasks, alpha)
+        own = evaluate(self.model, theta, self._own_tasks, alpha)
+        return {
+            "accuracy_new_clients": new.accuracy,
+            "accuracy_new_clients_before": new.accuracy_before,
+            "loss_new_clients": new.loss,
+            "accuracy_train_clients": own.accuracy,
+            "loss_train_clients": own.loss,
+            "gradient_norm_squared": gradient_norm_squared(self.model, theta, self._full_tasks, alpha),
+        }
+
+    def comparison(self, rounds: int) -> dict[str, dict[str, float]]:
+        """Evaluate no training, and error-free aggregation of dense updates with the same seeds."""
+        ideal = make_scheme(
+            self.experiment.scheme.model_copy(update={"name": "ideal", "keep": 1.0}), self.model.dimension
+        )
+        trained = simulate(
+            self.model,
+            self.clients,
+            self.experiment.data,
+            self.experiment.learn,
+            ideal,
+            Channel("none", math.inf),
+            rounds=rounds,
+            active=len(self.choose(0)),
+            seed=self.seed,
+        )
+        return {
+            "untrained": self.evaluation(0, initial_parameters(self.model, self.seed)),
+            "error_free": self.evaluation(max(rounds - 1, 0), trained.state.theta),
+        }
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Give what a checkpoint must hold."""
+        return {"theta": self.theta.numpy()}
+
+    def restore(self, arrays: dict[str, Any]) -> None:
+        """Take up a checkpoint."""
+        self.theta = torch.from_numpy(np.array(arrays["theta"], np.float32))
+
+
+def error_power(nmse_predicted_db: float, powers: Sequence[float]) -> float:
+    """Turn a predicted NMSE into an error variance per symbol: relative to the sum of the nodes' mean symbol powers."""
+    return 10 ** (nmse_predicted_db / 10) * math.fsum(powers)
+
+
+__all__ = ["Pupil", "Teacher", "Work", "error_power"]

@@ -1,0 +1,364 @@
+"""The node daemon: a state machine around one radio and one client, moved by the server's orders; knows no other node."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import radio
+from radio.base import Radio
+from radio.cycle import Cycle, sounding_samples
+from radio.errors import LinkError, NotTrusted, ProtocolMismatch, RadioError, TestbedError, TooLate
+from radio.nodelink import Csi as LinkCsi
+from radio.nodelink import NodeLink
+from radio.ofdm import PROFILES, assemble, canary, pilot
+from radio.payload import Payload
+from radio.sync import sounding
+from testbed.bus import Lost, NodeBus
+from testbed.checkpoint import Checkpoint, checkpoint_rounds, load_checkpoint, save_checkpoint
+from testbed.config import Experiment, Lab
+from testbed.learner import Pupil, Work
+from testbed.messages import (
+    Ack,
+    Csi,
+    CycleTimes,
+    Hello,
+    Message,
+    Nack,
+    Plan,
+    Refused,
+    Report,
+    Scale,
+    Sent,
+    Sound,
+    Stop,
+    StreamTrouble,
+    Train,
+    Welcome,
+)
+
+log = logging.getLogger(__name__)
+
+#: What may follow what. ``mute`` and ``fault`` are allowed from anywhere; a muted or faulty node is sounded anew.
+TRANSITIONS: dict[tuple[str, str], str] = {
+    ("starting", "welcome"): "joining",
+    ("joining", "sound"): "tracking",
+    ("joining", "restore"): "ready",
+    ("ready", "sound"): "tracking",
+    ("training", "sound"): "tracking",
+    ("muted", "sound"): "tracking",
+    ("fault", "sound"): "tracking",
+    ("tracking", "sound"): "tracking",
+    ("tracking", "csi"): "ready",
+    ("ready", "csi"): "ready",
+    ("ready", "train"): "training",
+    ("training", "train"): "training",
+    ("training", "plan"): "armed",
+    ("armed", "transmitted"): "sent",
+    ("sent", "plan"): "armed",
+    ("sent", "report"): "ready",
+    ("training", "report"): "ready",
+    ("ready", "report"): "ready",
+    ("tracking", "report"): "tracking",
+    ("muted", "report"): "muted",
+    ("fault", "report"): "fault",
+}
+
+
+class Node:
+    """One node. Orders are handled one at a time; radio and training run in a worker thread so that signs of life go on.
+
+    Args:
+        lab: what is in the room.
+        name: of this node in the lab.
+        folder: where it keeps its checkpoints and its log of states and emissions.
+        keys: folder of the key files.
+    """
+
+    def __init__(self, lab: Lab, name: str, folder: Path, keys: Path) -> None:
+        self.lab, self.name, self.folder = lab, name, folder
+        self.state = "starting"
+        self.bus = NodeBus(lab, name, keys)
+        self.entry = lab.node(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._journal = (folder / "journal.jsonl").open("a", encoding="utf-8")
+        self.radio: Radio = radio.open(
+            lab.radio_uri(name), lab.safety, audit=lambda record: self._note("emission", record)
+        )
+        self.link: NodeLink | None = None
+        self.pupil: Pupil | None = None
+        self.work: Work | None = None
+        self.experiment: Experiment | None = None
+        self.config_hash = ""
+        self.round = 0
+
+    def _note(self, kind: str, content: Any) -> None:
+        self._journal.write(json.dumps({"kind": kind, "round": self.round, "content": content}, default=str) + "\n")
+        self._journal.flush()
+
+    def _go(self, event: str) -> None:
+        new = event if event in ("muted", "fault") else TRANSITIONS.get((self.state, event))
+        if new is None:
+            raise LinkError(
+                f"node {self.name}: order {event!r} makes no sense in state {self.state!r}", "restart the node"
+            )
+        if new != self.state:
+            self._note("state", {"from": self.state, "to": new})
+            log.info("node %s: %s -> %s", self.name, self.state, new)
+        self.state = new
+
+    async def run(self) -> None:
+        """Join the server and obey it until it says stop.
+
+        Raises:
+            LinkError: the server cannot be reached, refuses this node or falls silent for good.
+        """
+        try:
+            await self.bus.connect()
+            await self._hello()
+            while True:
+                envelope = await self.bus.receive()
+                if isinstance(envelope, Lost):
+                    await asyncio.to_thread(self.radio.mute)
+                    self._go("muted")
+                elif envelope is not None and not await self._obey(envelope.message, envelope.arrays):
+                    return
+        finally:
+            await asyncio.to_thread(self.radio.close)
+            await self.bus.close()
+            self._journal.close()
+
+    async def _hello(self) -> None:
+        able = self.radio.capabilities
+        await self.bus.send(
+            Hello(
+                name=self.name,
+                serial=able.serial,
+                tier=str(able.tier),
+                driver=able.driver,
+                rate_hz=able.max_rate_hz,
+                turnaround_samples=able.turnaround_samples,
+                block_samples=able.block_samples,
+                one_timeline=able.one_timeline,
+                shared_reference=able.shared_reference,
+                safety_hash=self.lab.safety.hash(),
+                checkpoint_rounds=tuple(checkpoint_rounds(self.folder)),
+            )
+        )
+
+    async def _obey(self, message: Message, arrays: dict[str, np.ndarray]) -> bool:
+        """Handle one order; returns False when it was the last."""
+        if isinstance(message, Stop):
+            return False
+        if isinstance(message, Refused):
+            if message.code == "hello-first":
+                await self._hello()
+                return True
+            kinds = {"protocol": ProtocolMismatch, "not-trusted": NotTrusted}
+            raise kinds.get(message.code, LinkError)(f"the server refuses node {self.name}: {message.reason}")
+        handlers: dict[type, Callable[..., Message | tuple[Message, dict[str, np.ndarray]] | None]] = {
+            Welcome: self._welcome,
+            Sound: self._sound,
+            Csi: self._csi,
+            Train: self._train,
+            Plan: self._plan,
+            Report: self._report,
+        }
+        handler = handlers.get(type(message))
+        if handler is None:
+            log.warning("node %s: unexpected %s", self.name, message.kind)
+            return True
+        self.round = message.round
+        try:
+            answer = await asyncio.to_thread(handler, message, arrays)
+        except (RadioError, LinkError) as error:
+            log.warning("node %s: %s failed: %s", self.name, message.kind, error)
+            self._go("fault")
+            late = error.late_samples if isinstance(error, TooLate) else 0
+            answer = Nack(of=message.kind, reason=error.message, late_samples=late)
+        if answer is not None:
+            reply, extra = answer if isinstance(answer, tuple) else (answer, None)
+            await self.bus.send(reply.model_copy(update={"round": message.round, "run": message.run}), extra)
+        return True
+
+    def _welcome(self, order: Welcome, _: dict[str, np.ndarray]) -> Message:
+        self._go("welcome")
+        self.experiment = Experiment.model_validate(order.experiment)
+        self.config_hash = order.config_hash
+        self.pupil = Pupil(self.experiment, order.client)
+        profile = PROFILES[self.experiment.waveform.profile]
+        self.link = NodeLink(
+            self.radio,
+            profile,
+            self.entry.rx_gain_db,
+            self.experiment.waveform.adev,
+            seed=self.experiment.run.seed + 1 + order.client,
+            tx_attenuation_db=self.entry.tx_attenuation_db,
+        )
+        known = checkpoint_rounds(self.folder)
+        wanted = order.resume_round if order.resume_round is not None else (known[-1] if known else None)
+        saved = load_checkpoint(self.folder, self.config_hash, wanted) if wanted is not None else None
+        if saved is not None:
+            self.pupil.memory = np.array(saved.arrays["memory"], np.float32)
+        if order.restored and saved is not None:
+            self.link.restore(saved.extra["link"])
+            self._go("restore")
+        else:
+            self.link.open()
+        return Ack(of="welcome", detail={"turnaround_samples": self.radio.capabilities.turnaround_samples})
+
+    def _parts(self) -> tuple[NodeLink, Pupil, Experiment]:
+        if self.link is None or self.pupil is None or self.experiment is None:
+            raise LinkError(f"node {self.name}: ordered about before its welcome", "restart the node")
+        return self.link, self.pupil, self.experiment
+
+    def _sound(self, order: Sound, _: dict[str, np.ndarray]) -> Message:
+        link, _, _ = self._parts()
+        self._go("sound")
+        cycle = as_cycle(order.cycle)
+        if order.search_samples:
+            locked = link.acquire(order.search_samples)
+            for slot in range(locked + 1, order.first_slot):
+                link.listen(slot)
+        at = cycle.burst_at + order.place * sounding_samples(link.profile) + link.profile.guard_samples
+        pilots = sounding(link.profile) * np.float32(order.drive)
+        return self._sent(
+            [link.follow(order.first_slot + n * cycle.slots, cycle, pilots, at) for n in range(order.cycles)]
+        )
+
+    def _sent(self, reports: list[tuple[Any, float]]) -> Sent:
+        link, _, _ = self._parts()
+        return Sent(
+            sigma_rad=max(sigma for _, sigma in reports),
+            clipped=sum(report.clipped for report, _ in reports),
+            snr_db=link.snr_db,
+            cfo_hz=link.cfo_hz,
+            ppm=link.ppm,
+            starts=tuple(report.start for report, _ in reports),
+            troubles=tuple(
+                StreamTrouble(kind=event.kind, index=event.index, count=event.count)
+                for report, _ in reports
+                for event in report.events
+            ),
+        )
+
+    def _csi(self, order: Csi, arrays: dict[str, np.ndarray]) -> None:
+        link, _, _ = self._parts()
+        link.csi = LinkCsi(arrays["gain"], order.timing_advance_samples, order.drive)
+        if order.final:
+            self._go("csi")
+
+    def _train(self, order: Train, arrays: dict[str, np.ndarray]) -> tuple[Message, dict[str, np.ndarray]]:
+        _, pupil, experiment = self._parts()
+        self._go("train")
+        work = self.work = pupil.work(arrays["theta"], order.round, len(order.clients))
+        checks: tuple[float, ...] = ()
+        if experiment.waveform.checksum == "digital" and pupil.scheme.over_air:
+            checks = tuple(float(c) for c in self._payload(order.round, appended=False).checks(work.symbols))
+        scale = Scale(
+            norm_squared=work.norm_squared, nonzeros=work.nonzeros, seconds_train=work.seconds, checksums=checks
+        )
+        return scale, {} if pupil.scheme.over_air else {"symbols": work.symbols}
+
+    def _payload(self, round_number: int, appended: bool) -> Payload:
+        link, pupil, experiment = self._parts()
+        return Payload(
+            link.profile,
+            experiment.waveform.mode,
+            pupil.scheme.symbols,
+            round_seed(experiment.run.seed, round_number),
+            appended,
+        )
+
+    def _plan(self, order: Plan, _: dict[str, np.ndarray]) -> Message:
+        link, _, _ = self._parts()
+        work = self.work
+        if work is None or work.round != order.round:
+            raise LinkError(f"node {self.name}: no update for round {order.round}", "the next round starts afresh")
+        if link.csi is None:
+            raise LinkError(f"node {self.name}: no link estimate", "sound this node again")
+        self._go("plan")
+        link.csi = LinkCsi(link.csi.gain, link.csi.advance_samples, order.drive)
+        cycle, payload = as_cycle(order.cycle), self._payload(order.round, order.appended)
+        symbols = (work.symbols * np.float32(order.scale)).astype(np.complex64)
+        grid = payload.fill(symbols)
+        known = canary(link.profile, order.seed, order.shift, order.mode)
+        mark = pilot(link.profile, order.shift, order.shifts)
+        reports = []
+        for number, data in enumerate(grid):
+            burst = link.precode(assemble(data, mark, known, link.profile), order.precoder)
+            reports.append(link.follow(order.first_slot + number * cycle.slots, cycle, burst))
+        self._go("transmitted")
+        self._testify(order, work, grid, [report.start for report, _ in reports])
+        return self._sent(reports)
+
+    def _testify(self, order: Plan, work: Work, grid: np.ndarray, starts: list[int]) -> None:
+        """Tell the simulated air what was sent, so that it can give the server the true *sums*; hardware has no witness."""
+        witness = self.radio.witness
+        if witness is None:
+            return
+        link, _, _ = self._parts()
+        elements = grid.copy()
+        if order.precoder != "inversion":
+            offsets_hz = np.asarray(link.profile.bins) * link.profile.spacing_hz
+            for number, start in enumerate(starts):
+                true = witness.amplitude(self.name, "server", start, offsets_hz)
+                elements[number] *= (true * (order.drive / order.level)).astype(np.float32)
+        witness.deposit(
+            f"{order.round}/{order.attempt}",
+            self.name,
+            {"elements": elements, "sparse": work.sparse, "dense": work.dense},
+        )
+
+    def _report(self, order: Report, _: dict[str, np.ndarray]) -> Message | None:
+        link, pupil, _ = self._parts()
+        if order.again:
+            return None
+        self._go("report")
+        if self.work is not None and self.work.round == order.round and order.verdict != "void":
+            if order.verdicts.get(self.name, "missing") != "missing":
+                pupil.commit(self.work)
+        self.work = None
+        if link.csi is not None and self.name in order.innovations:
+            link.csi = link.csi.nudged(*order.innovations[self.name])
+        if order.save:
+            save_checkpoint(
+                self.folder,
+                Checkpoint(order.round, self.config_hash, {"memory": pupil.memory}, extra={"link": link.state()}),
+                keep=3,  # the server may be killed between a node's checkpoint and its own
+            )
+        return Ack(of="report")
+
+
+def as_cycle(times: CycleTimes) -> Cycle:
+    """Turn the wire's form of a cycle into the radio's."""
+    return Cycle(times.before, times.beacons, times.burst_at, times.slots)
+
+
+def round_seed(seed: int, round_number: int) -> int:
+    """Derive the seed that node and server share for one round's signs, checksums and canary."""
+    return int(np.random.SeedSequence([seed, round_number]).generate_state(1)[0])
+
+
+async def serve_node(lab: Lab, name: str, folder: Path, keys: Path) -> None:
+    """Run one node until its server stops it.
+
+    Args:
+        lab: what is in the room.
+        name: of the node.
+        folder: for its checkpoints and journal.
+        keys: folder of the key files.
+
+    Raises:
+        TestbedError: the radio, the link or the disk failed; the radio is muted first.
+    """
+    await Node(lab, name, folder, keys).run()
+
+
+__all__ = ["TRANSITIONS", "Node", "TestbedError", "serve_node"]
