@@ -110,6 +110,6 @@ def recoverable(real_rows: int, dimension: int, keep: float, clients: int, share
     most = share / 2.0 if shared else 1.0 - (1.0 - share / 2.0) ** (1.0 / clients)
     return (
         f"{real_rows} real measurements of {dimension} entries ({share:.2f} each) may not resolve the {union:.2f} of "
-        f"all entries that {clients} clients send together (2 measurements per sent entry are wanted: {2 * union:.2f}); "
+        f"all entries that {clients} clients send (2 measurements per sent entry are wanted: {2 * union:.2f}); "
         f"raise measure, or lower keep to {most:.3f}"
     )

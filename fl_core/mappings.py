@@ -254,12 +254,11 @@ class FullDft:
         noise of the view is the mean over its real measurements.
         """
         bins, _ = self._fold(rows)
-        copies = torch.zeros(self.length // 2 + 1, device=received.device).index_add_(
-            0, bins, torch.ones(bins.shape, device=received.device)
-        )
+        real = received.real.dtype
+        copies = torch.bincount(bins, minlength=self.length // 2 + 1).to(real)
         seen = copies.nonzero()[:, 0]
         edge = (seen == 0) | (seen == self.length // 2)
-        weight = torch.where(edge, 1.0, ROOT_TWO)
+        weight = torch.where(edge, torch.tensor(1.0, dtype=real), torch.tensor(ROOT_TWO, dtype=real))
         values = self._folded(received, rows)[seen] / copies[seen] * weight
         values = torch.where(edge, values.real.to(values.dtype), values)
         share = torch.where(edge, 0.5, 1.0) / copies[seen]  # of the noise per symbol, in each real measurement
