@@ -136,20 +136,49 @@ def _phasor(rot_re, rot_im, start_rad, end_rad):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _wobble(rot_re, rot_im, noise, start, end, sign):  # type: ignore[no-untyped-def]
-    """Turn a phasor by a small phase noise, interpolated between grid values; cosine and sine to third order."""
-    step = (end - start) / BLOCK
+def _wobble(rot_re, rot_im, phi, noise, start, end):  # type: ignore[no-untyped-def]
+    """Turn a phasor by a small phase noise, linear between grid values; cosine and sine to third order."""
+    first = int(start)
+    grid = noise[first:]
+    begin = np.float32(start - first)
+    step = np.float32((end - start) / BLOCK)
+    for i in range(BLOCK):  # look-ups apart from arithmetic: the second loop becomes vector code
+        position = begin + step * np.float32(i)
+        cell = np.int32(position)
+        w = position - np.float32(cell)
+        low = grid[np.uint32(cell)]
+        phi[i] = low + w * (grid[np.uint32(cell + 1)] - low)
     for i in range(BLOCK):
-        position = start + step * i
-        cell = int(position)
-        w = np.float32(position - cell)
-        phi = sign * (noise[cell] + w * (noise[cell + 1] - noise[cell]))
-        square = phi * phi
+        square = phi[i] * phi[i]
         c = np.float32(1.0) - np.float32(0.5) * square
-        s = phi - phi * square * np.float32(1.0 / 6.0)
+        s = phi[i] - phi[i] * square * np.float32(1.0 / 6.0)
         re, im = rot_re[i], rot_im[i]
         rot_re[i] = re * c - im * s
         rot_im[i] = re * s + im * c
+
+
+@njit(cache=True, nogil=True)
+def rotation(
+    phase_rad: Float64[np.ndarray, " edge"],
+    noise: Float32[np.ndarray, " grid"],
+    noise_at: Float64[np.ndarray, " edge"],
+) -> Float32[np.ndarray, "2 sample"]:
+    """Write exp(j phase) over whole blocks, as real and imaginary rows.
+
+    Args:
+        phase_rad: phase at each edge between blocks, linear between them.
+        noise: phase noise on a grid, in rad (empty: none), added on top.
+        noise_at: grid position of each edge.
+    """
+    out = np.empty((2, (phase_rad.size - 1) * BLOCK), np.float32)
+    phi = np.empty(BLOCK, np.float32)
+    for b in range(phase_rad.size - 1):
+        rot_re = out[0, b * BLOCK : (b + 1) * BLOCK]
+        rot_im = out[1, b * BLOCK : (b + 1) * BLOCK]
+        _phasor(rot_re, rot_im, phase_rad[b], phase_rad[b + 1])
+        if noise.size > 1:
+            _wobble(rot_re, rot_im, phi, noise, noise_at[b], noise_at[b + 1])
+    return out
 
 
 @njit(cache=True, nogil=True)
@@ -174,26 +203,23 @@ def add_burst(
     out_re: Float32[np.ndarray, " sample"],
     out_im: Float32[np.ndarray, " sample"],
     position: Float64[np.ndarray, " edge"],
-    phase_rad: Float64[np.ndarray, " edge"],
+    rot: Float32[np.ndarray, "2 sample"],
     gains: Complex128[np.ndarray, "edge path"],
     delays: Float64[np.ndarray, " path"],
     table: Float32[np.ndarray, "row tap"],
     src_re: Float32[np.ndarray, " source"],
     src_im: Float32[np.ndarray, " source"],
-    noise: Float32[np.ndarray, " grid"],
-    noise_at: Float64[np.ndarray, " edge"],
 ) -> None:
     """Add one burst as a receiver hears it, in blocks of BLOCK samples between ``edge`` instants.
 
     Args:
         out_re, out_im: accumulators, BLOCK samples per pair of edges.
         position: index into the source (fractional) that arrives at each edge.
-        phase_rad: carrier phase of transmitter minus receiver at each edge, linear between.
+        rot: carrier of the transmitter against the receiver, from ``rotation``.
         gains: complex gain of every path at each edge, linear between.
         delays: extra delay of every path, in source samples, >= 0.
         table: ``fractional_table()``.
         src_re, src_im: the burst; zero outside.
-        noise: transmitter phase noise on a grid, in rad (empty: none); ``noise_at``: grid position of each edge.
     """
     reach = 0
     for p in range(delays.size):
@@ -206,8 +232,6 @@ def add_burst(
     seg_im = np.zeros(BLOCK + length, np.float32)
     acc_re = np.zeros(BLOCK, np.float32)
     acc_im = np.zeros(BLOCK, np.float32)
-    rot_re = np.zeros(BLOCK, np.float32)
-    rot_im = np.zeros(BLOCK, np.float32)
     a_re, a_im = np.zeros(length, np.float32), np.zeros(length, np.float32)
     b_re, b_im = np.zeros(length, np.float32), np.zeros(length, np.float32)
     unit = np.ones(1, np.complex128)
@@ -240,9 +264,10 @@ def add_burst(
                 b_re[k] = (b_re[k] - a_re[k]) * share
                 b_im[k] = (b_im[k] - a_im[k]) * share
             _convolve_complex(acc_re, acc_im, seg_re, seg_im, a_re, a_im, b_re, b_im)
-        _phasor(rot_re, rot_im, phase_rad[b], phase_rad[b + 1])
-        if noise.size > 1:
-            _wobble(rot_re, rot_im, noise, noise_at[b], noise_at[b + 1], np.float32(1.0))
+        rot_re = rot[0, b * BLOCK : (b + 1) * BLOCK]
+        rot_im = rot[1, b * BLOCK : (b + 1) * BLOCK]
+        hear_re = out_re[b * BLOCK : (b + 1) * BLOCK]
+        hear_im = out_im[b * BLOCK : (b + 1) * BLOCK]
         g_re, g_im, s_re, s_im = np.float32(1.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
         if single:
             g_re, g_im = np.float32(gains[b, 0].real), np.float32(gains[b, 0].imag)
@@ -253,58 +278,49 @@ def add_burst(
             c, s = g_re + w * s_re, g_im + w * s_im
             p = rot_re[i] * c - rot_im[i] * s
             q = rot_re[i] * s + rot_im[i] * c
-            out_re[b * BLOCK + i] += acc_re[i] * p - acc_im[i] * q
-            out_im[b * BLOCK + i] += acc_re[i] * q + acc_im[i] * p
+            hear_re[i] += acc_re[i] * p - acc_im[i] * q
+            hear_im[i] += acc_re[i] * q + acc_im[i] * p
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def add_tone(
     out_re: Float32[np.ndarray, " sample"],
     out_im: Float32[np.ndarray, " sample"],
-    phase_rad: Float64[np.ndarray, " edge"],
+    rot: Float32[np.ndarray, "2 sample"],
     gain: Complex128[np.ndarray, " edge"],
-    noise: Float32[np.ndarray, " grid"],
-    noise_at: Float64[np.ndarray, " edge"],
     begin: int,
     end: int,
 ) -> None:
     """Add a carrier, as ``add_burst`` would a burst of ones, at the output samples from ``begin`` up to ``end``."""
-    rot_re = np.zeros(BLOCK, np.float32)
-    rot_im = np.zeros(BLOCK, np.float32)
-    for b in range(phase_rad.size - 1):
-        if (b + 1) * BLOCK <= begin or b * BLOCK >= end:
+    for b in range(gain.size - 1):
+        low, high = max(begin, b * BLOCK), min(end, (b + 1) * BLOCK)
+        if low >= high:
             continue
-        _phasor(rot_re, rot_im, phase_rad[b], phase_rad[b + 1])
-        if noise.size > 1:
-            _wobble(rot_re, rot_im, noise, noise_at[b], noise_at[b + 1], np.float32(1.0))
+        hear_re, hear_im = out_re[low:high], out_im[low:high]
+        rot_re, rot_im = rot[0, low:high], rot[1, low:high]
         g_re, g_im = np.float32(gain[b].real), np.float32(gain[b].imag)
         s_re = np.float32((gain[b + 1].real - gain[b].real) / BLOCK)
         s_im = np.float32((gain[b + 1].imag - gain[b].imag) / BLOCK)
-        for i in range(max(0, begin - b * BLOCK), min(BLOCK, end - b * BLOCK)):
-            w = np.float32(i)
+        skip = np.float32(low - b * BLOCK)
+        for i in range(hear_re.size):
+            w = skip + np.float32(i)
             c, s = g_re + w * s_re, g_im + w * s_im
-            out_re[b * BLOCK + i] += rot_re[i] * c - rot_im[i] * s
-            out_im[b * BLOCK + i] += rot_re[i] * s + rot_im[i] * c
+            hear_re[i] += rot_re[i] * c - rot_im[i] * s
+            hear_im[i] += rot_re[i] * s + rot_im[i] * c
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def turn(
     out_re: Float32[np.ndarray, " sample"],
     out_im: Float32[np.ndarray, " sample"],
-    noise: Float32[np.ndarray, " grid"],
-    noise_at: Float64[np.ndarray, " edge"],
+    rot: Float32[np.ndarray, "2 sample"],
 ) -> None:
-    """Take the receiver's own phase noise (rad, on a grid) out of everything it hears."""
-    rot_re = np.zeros(BLOCK, np.float32)
-    rot_im = np.zeros(BLOCK, np.float32)
-    for b in range(noise_at.size - 1):
-        rot_re[:] = 1.0
-        rot_im[:] = 0.0
-        _wobble(rot_re, rot_im, noise, noise_at[b], noise_at[b + 1], np.float32(-1.0))
-        for i in range(BLOCK):
-            re, im = out_re[b * BLOCK + i], out_im[b * BLOCK + i]
-            out_re[b * BLOCK + i] = re * rot_re[i] - im * rot_im[i]
-            out_im[b * BLOCK + i] = re * rot_im[i] + im * rot_re[i]
+    """Take the receiver's own phase noise, as a rotation, out of everything it hears."""
+    rot_re, rot_im = rot[0], rot[1]
+    for i in range(out_re.size):
+        re, im = out_re[i], out_im[i]
+        out_re[i] = re * rot_re[i] + im * rot_im[i]
+        out_im[i] = im * rot_re[i] - re * rot_im[i]
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})

@@ -130,11 +130,11 @@ class Clock:
         self._empty = np.zeros((2, 0))
 
     def error_s(self, time_s: Float64[np.ndarray, " time"]) -> Float64[np.ndarray, " time"]:
-        """Evaluate the time error x(t) in seconds at true times, which may be in any order but should be close together."""
+        """Evaluate the time error x(t) in seconds at rising true times."""
         time_s = np.ascontiguousarray(time_s, dtype=np.float64)
         grid, first = self._empty, 0
         if self._path is not None and time_s.size:
-            grid, first = self._path.span(float(time_s.min()), float(time_s.max()))
+            grid, first = self._path.span(float(time_s[0]), float(time_s[-1]))
         result: np.ndarray = clock_error(time_s, *self._fixed, grid[0], grid[1], first, STEP_S)
         return result
 

@@ -12,7 +12,7 @@ from radio.airkernel import tap_gains
 from radio.clock import rng
 from radio.presets import EtherOptions
 
-WAVES = 12  # sinusoids per scattered path
+WAVES = 8  # sinusoids per scattered path
 LIGHT_M_PER_S = 299_792_458.0
 THERMAL_DBM_PER_HZ = -174.0
 BACK_OFF_DB = 9.0  # level at which ``snr_db`` is defined

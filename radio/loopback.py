@@ -6,13 +6,24 @@ pickle; errors travel by class name and are raised again as the same class.
 
 from __future__ import annotations
 
+import json
+import threading
+import time
+import uuid
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import asdict, astuple
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from radio.base import Capabilities, Capture, Discovered, RadioConfig, Samples, TxReport
-from radio.errors import ConfigError, RadioRefused
+if TYPE_CHECKING:
+    import zmq
+
+    from radio.ether import Ether
+
+from radio import errors
+from radio.base import Capabilities, Capture, Discovered, RadioConfig, Samples, StreamEvent, Tier, TxReport
+from radio.errors import ConfigError, LinkError, ProtocolMismatch, RadioRefused, TestbedError, TooLate
 
 VERSION = 1
 
@@ -127,6 +138,316 @@ def _checked(samples: Samples, name: str) -> Samples:
     return array
 
 
+def _pack(arrays: Mapping[str, np.ndarray]) -> tuple[list[list[Any]], bytes]:
+    """Lay arrays end to end as little-endian bytes, with a list of (name, type, shape) to read them back."""
+    plain = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    for name, value in plain.items():
+        if value.dtype.kind not in "biufc":
+            raise ConfigError(f"array {name!r} is of type {value.dtype}, which does not travel", "send numbers")
+    table = [[name, value.dtype.newbyteorder("<").str, list(value.shape)] for name, value in plain.items()]
+    return table, b"".join(value.astype(value.dtype.newbyteorder("<")).tobytes() for value in plain.values())
+
+
+def _unpack(table: list[list[Any]], blob: bytes) -> dict[str, np.ndarray]:
+    """Read arrays back; a length that does not fit raises ValueError."""
+    arrays, at = {}, 0
+    for name, kind, shape in table:
+        dtype = np.dtype(str(kind))
+        if dtype.kind not in "biufc":
+            raise ValueError(f"type {kind} does not travel")
+        count = int(np.prod([int(n) for n in shape], dtype=np.int64))
+        arrays[str(name)] = np.frombuffer(blob, dtype, count, at).reshape(shape).copy()
+        at += count * dtype.itemsize
+    return arrays
+
+
+def _events(listed: list[list[Any]]) -> tuple[StreamEvent, ...]:
+    return tuple(StreamEvent(kind, int(index), int(count)) for kind, index, count in listed)
+
+
+class EtherServer:
+    """One air served on one socket, by default of this machine only.
+
+    Args:
+        ether: the air.
+        address: where to listen, ``tcp://127.0.0.1:5700``; port 0 takes a free one, see ``address`` afterwards.
+
+    Raises:
+        LinkError: the port is in use or cannot be had.
+    """
+
+    def __init__(self, ether: Ether, address: str = "tcp://127.0.0.1:5700") -> None:
+        import zmq
+
+        self._ether = ether
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 200)
+        self._socket.setsockopt(
+            zmq.ROUTER_MANDATORY, 1
+        )  # sending to a client that has died then fails: how death is seen
+        self._stop = threading.Event()
+        try:
+            self._socket.bind(address.replace(":0", ":*") if address.endswith(":0") else address)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            self._context.term()
+            raise LinkError(
+                f"the simulated air cannot listen on {address}: {error.strerror}",
+                "stop the program that uses this port, or choose another port",
+            ) from error
+        self.address = cast("bytes", self._socket.getsockopt(zmq.LAST_ENDPOINT)).decode()
+
+    def stop(self) -> None:
+        """Ask ``serve`` to return; may be called from any thread."""
+        self._stop.set()
+
+    def serve(self) -> None:
+        """Answer calls until ``stop``, then release the port."""
+        import zmq
+
+        try:
+            while not self._stop.is_set():
+                if self._socket.poll(100, zmq.POLLIN):
+                    frames = self._socket.recv_multipart()
+                    header, blob = self._answer(frames)
+                    self._send(frames[0], header, blob)
+        finally:
+            self._socket.close()
+            self._context.term()
+
+    def _send(self, client: bytes, header: dict[str, Any], blob: bytes = b"") -> bool:
+        """Send to a client; False when it is gone."""
+        import zmq
+
+        try:
+            self._socket.send_multipart([client, json.dumps(header).encode(), blob], zmq.DONTWAIT)
+        except zmq.ZMQError:
+            return False
+        return True
+
+    def _answer(self, frames: list[bytes]) -> tuple[dict[str, Any], bytes]:
+        """Carry one request out; every failure becomes a reply."""
+        number: Any = None
+        try:
+            header = json.loads(frames[1])
+            number = header.get("id")
+            if header.get("version") != VERSION:
+                raise ProtocolMismatch(
+                    f"the client speaks version {header.get('version')} of the ether protocol, this side version {VERSION}",
+                    "install the same release on both sides",
+                )
+            result, arrays = self._call(frames[0], header, _unpack(header.get("arrays", []), frames[2]))
+            table, blob = _pack(arrays)
+            return {"version": VERSION, "id": number, "result": result, "arrays": table}, blob
+        except TestbedError as error:
+            late = getattr(error, "late_samples", 0)
+            told = {"class": type(error).__name__, "message": error.message, "remedy": error.remedy, "late": late}
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            told = {
+                "class": "LinkError",
+                "message": f"the simulated air could not read a request: {error!r}",
+                "remedy": "",
+            }
+        return {"version": VERSION, "id": number, "error": told}, b""
+
+    def _call(
+        self, client: bytes, header: dict[str, Any], arrays: dict[str, np.ndarray]
+    ) -> tuple[Any, Mapping[str, np.ndarray]]:
+        """Dispatch by name. A radio answers only the client that opened it."""
+        ether, call, args = self._ether, header["call"], header["args"]
+        name, who = args.get("name", ""), client.decode("ascii", "replace")
+        if call == "hello":
+            return list(ether.names), {}
+        if call == "state":
+            return ether.state(), {}
+        if call == "restore":
+            return ether.restore(args["state"]), {}
+        if call == "deposit":
+            return ether.deposit(args["key"], name, arrays), {}
+        if call == "collect":
+            return None, ether.collect(args["key"], tuple(args["names"]))
+        if call == "amplitude":
+            found = ether.amplitude(args["sender"], args["receiver"], args["start"], arrays["offsets_hz"])
+            return None, {"amplitude": found}
+        holder = ether.owner(name)
+        if call == "open":
+            if holder is not None and (
+                holder == who or not self._send(holder.encode(), {"version": VERSION, "id": -1})
+            ):
+                ether.close(name)  # its holder died, or asks again: what it left is muted
+            return ether.open(name, who), {}
+        if holder is not None and holder != who:
+            raise RadioRefused(
+                f"radio {name} is already open by another program", "close it there, or use another name"
+            )
+        if call == "configure":
+            taken, stale = ether.configure(name, RadioConfig(**args["wanted"]), args["manual_gain"])
+            return [asdict(taken), stale], {}
+        if call == "capabilities":
+            return asdict(ether.capabilities(name)), {}
+        if call == "transmit":
+            sent = ether.transmit(name, arrays["samples"].astype(np.complex64), args["start"])
+            return [sent.start, sent.count, sent.clipped, [list(astuple(event)) for event in sent.events]], {}
+        if call == "receive":
+            took = ether.receive(name, args["count"], args["start"])
+            listed = [list(astuple(event)) for event in took.events]
+            return [took.start, took.rate_hz, took.clipped, listed], {"samples": took.samples}
+        if call in ("now", "earliest", "unmute", "mute", "close"):
+            return getattr(ether, call)(name), {}
+        raise LinkError(f"the simulated air knows no call {call!r}", "install the same release on both sides")
+
+
+class RemoteEther:
+    """An air in another process, with the methods of ``Ether``. One per radio; safe to call from several threads.
+
+    Args:
+        address: where an ``EtherServer`` listens, ``tcp://127.0.0.1:5700``.
+        timeout_s: how long to wait for one answer.
+
+    Raises:
+        LinkError: nothing answers at the address in time.
+        ProtocolMismatch: it speaks another version.
+    """
+
+    def __init__(self, address: str, timeout_s: float = 20.0) -> None:
+        import zmq
+
+        self._address, self._timeout_s = address, timeout_s
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 200)
+        self._socket.setsockopt(zmq.IDENTITY, uuid.uuid4().hex.encode())
+        self._lock = threading.Lock()
+        self._number = 0
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self.disconnect()
+            raise LinkError(f"{address} is no address of an air: {error.strerror}", "write tcp://HOST:PORT") from error
+        try:
+            self.names = tuple(self._ask("hello")[0])
+        except TestbedError:
+            self.disconnect()
+            raise
+
+    def disconnect(self) -> None:
+        """Release the socket. Radios opened through it stay open until closed or taken over."""
+        self._socket.close()
+        self._context.term()
+
+    def _ask(
+        self, call: str, arrays: Mapping[str, np.ndarray] | None = None, **args: Any
+    ) -> tuple[Any, dict[str, np.ndarray]]:
+        import zmq
+
+        with self._lock:
+            if self._socket.closed:
+                raise LinkError(f"the connection to the air at {self._address} is closed", "open the radio again")
+            self._number += 1
+            table, blob = _pack(arrays or {})
+            header = {"version": VERSION, "id": self._number, "call": call, "args": args, "arrays": table}
+            self._socket.send_multipart([json.dumps(header).encode(), blob])
+            deadline = time.monotonic() + self._timeout_s
+            while True:
+                left_ms = int(1000 * (deadline - time.monotonic()))
+                if left_ms <= 0 or not self._socket.poll(left_ms, zmq.POLLIN):
+                    raise LinkError(
+                        f"no simulated air answered {call} at {self._address} within {self._timeout_s:g} s",
+                        "start it with: testbed ether",
+                    )
+                head, body = self._socket.recv_multipart()
+                reply = json.loads(head)
+                if reply.get("id") == self._number:  # others are probes, or answers to calls given up
+                    break
+        if reply.get("version") != VERSION:
+            raise ProtocolMismatch(
+                f"the air at {self._address} speaks version {reply.get('version')}, this side version {VERSION}",
+                "install the same release on both sides",
+            )
+        if "error" in reply:
+            raise _error(reply["error"])
+        return reply["result"], _unpack(reply["arrays"], body)
+
+    def open(self, name: str, owner: str = "") -> None:
+        """Take a radio; this client is its owner, whatever ``owner`` says."""
+        self._ask("open", name=name)
+
+    def capabilities(self, name: str) -> Capabilities:
+        """Give what a radio declares of itself."""
+        told = self._ask("capabilities", name=name)[0]
+        return Capabilities(**{**told, "tier": Tier(told["tier"])})
+
+    def configure(self, name: str, wanted: RadioConfig, manual_gain: bool = True) -> tuple[RadioConfig, int]:
+        """Apply settings; see ``Ether.configure``."""
+        taken, stale = self._ask("configure", name=name, wanted=asdict(wanted), manual_gain=manual_gain)[0]
+        return RadioConfig(**taken), int(stale)
+
+    def now(self, name: str) -> int:
+        """Give the RX index of the next sample."""
+        return int(self._ask("now", name=name)[0])
+
+    def earliest(self, name: str) -> int:
+        """Give the first TX index that can still be met."""
+        return int(self._ask("earliest", name=name)[0])
+
+    def unmute(self, name: str) -> None:
+        """Power the transmit LO up."""
+        self._ask("unmute", name=name)
+
+    def transmit(self, name: str, samples: Samples, start: int | None = None) -> TxReport:
+        """Register a burst; see ``Ether.transmit``."""
+        begin, count, clipped, events = self._ask("transmit", {"samples": samples}, name=name, start=_index(start))[0]
+        return TxReport(begin, count, clipped, _events(events))
+
+    def receive(self, name: str, count: int, start: int | None = None) -> Capture:
+        """Render a window; see ``Ether.receive``."""
+        told, arrays = self._ask("receive", name=name, count=int(count), start=_index(start))
+        begin, rate_hz, clipped, events = told
+        return Capture(arrays["samples"], begin, rate_hz, clipped, _events(events))
+
+    def mute(self, name: str) -> None:
+        """Switch a transmitter off."""
+        self._ask("mute", name=name)
+
+    def close(self, name: str) -> None:
+        """Mute a radio and give it back."""
+        self._ask("close", name=name)
+
+    def deposit(self, key: str, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Leave arrays of radio ``name`` under ``key``."""
+        self._ask("deposit", arrays, key=key, name=name)
+
+    def collect(self, key: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """Take the sums over ``names`` of everything under ``key``, and forget it."""
+        return self._ask("collect", key=key, names=list(names))[1]
+
+    def amplitude(self, sender: str, receiver: str, start: int, offsets_hz: np.ndarray) -> np.ndarray:
+        """Give the true link amplitude; see ``Ether.amplitude``."""
+        offsets = {"offsets_hz": np.asarray(offsets_hz, np.float64)}
+        return self._ask("amplitude", offsets, sender=sender, receiver=receiver, start=_index(start))[1]["amplitude"]
+
+    def state(self) -> dict[str, Any]:
+        """Give what a restarted air needs to continue; see ``Ether.state``."""
+        return cast("dict[str, Any]", self._ask("state")[0])
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state; see ``Ether.restore``."""
+        self._ask("restore", state=dict(state))
+
+
+def _index(start: int | None) -> int | None:
+    return None if start is None else int(start)
+
+
+def _error(told: Mapping[str, Any]) -> TestbedError:
+    """Make the error again that was raised in the air."""
+    kind = getattr(errors, str(told["class"]), LinkError)
+    if kind is TooLate:
+        return TooLate(told["message"], told["remedy"], late_samples=int(told["late"]))
+    return cast("TestbedError", kind(told["message"], told["remedy"]))
+
+
 def connect(rest: str, ether: Air | None) -> LoopbackRadio:
     """Open the radio of a ``loopback:`` URI, ``rest`` being what follows the colon.
 
@@ -140,8 +461,6 @@ def connect(rest: str, ether: Air | None) -> LoopbackRadio:
                 "use loopback:tcp://HOST:PORT/NAME",
             )
         return LoopbackRadio(rest, ether)
-    from radio.remote import RemoteEther
-
     address, _, name = rest.rpartition("/")
     if address.count(":") != 2 or not name:
         raise ConfigError(

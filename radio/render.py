@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Complex64, Float32, Float64
+from jaxtyping import Complex64, Float32
 
 from radio import airkernel as air
 from radio.clock import rng
@@ -107,7 +107,7 @@ def _antenna(
         _add_interferer(options, config.rx_hz, time_s, own, re, im)
     grid, at = receiver.rx_pll.at(time_s)
     if grid.size:
-        air.turn(re, im, grid, at)
+        air.turn(re, im, air.rotation(np.zeros(time_s.size), grid, at))
     return re, im
 
 
@@ -131,30 +131,34 @@ def _add_sender(
     if not bursts and not tones:
         return
     assert receiver.config is not None
+    rx_hz, rate_hz = receiver.config.rx_hz, receiver.config.rate_hz
     ahead_s = sender.clock.error_s(time_s)
     reading = time_s + ahead_s
     grid, at = sender.tx_pll.at(time_s)
     paths = link.gain * link.paths(time_s)
 
-    def phase(carrier_hz: float, start_rad: float) -> Float64[np.ndarray, " edge"]:
-        cycles = (carrier_hz - receiver.config.rx_hz) * time_s + carrier_hz * ahead_s - own  # type: ignore[union-attr]
-        result: np.ndarray = 2.0 * math.pi * cycles + (start_rad + receiver.rx_phase())
-        return result
+    turns: dict[tuple[float, float], np.ndarray] = {}
 
-    rate_hz = receiver.rate_hz
+    def turned(carrier_hz: float, start_rad: float) -> Float32[np.ndarray, "2 sample"]:
+        """Give the carrier of this transmitter against the receiver; bursts and leak nearly always share it."""
+        key = (carrier_hz, start_rad)
+        if key not in turns:
+            cycles = (carrier_hz - rx_hz) * time_s + carrier_hz * ahead_s - own
+            turns[key] = air.rotation(2.0 * math.pi * cycles + (start_rad + receiver.rx_phase()), grid, at)
+        return turns[key]
+
+    table, extra = air.fractional_table(), link.path_delay_s * rate_hz
     for burst in bursts:
         src_re, src_im = burst.at_rate(rate_hz)
         position = ((reading - burst.origin_s) - burst.device_start / burst.rate_hz - link.delay_s) * rate_hz
-        air.add_burst(
-            re, im, position, phase(burst.carrier_hz, burst.phase_rad), burst.level * paths, link.path_delay_s * rate_hz,
-            air.fractional_table(), src_re, src_im, grid, at,
-        )  # fmt: skip
+        turn = turned(burst.carrier_hz, burst.phase_rad)
+        air.add_burst(re, im, position, turn, burst.level * paths, extra, table, src_re, src_im)
     for tone in tones:
         begin = max(receiver.device_at(tone.on_s) - base, 0)
         end = re.size if math.isinf(tone.off_s) else min(receiver.device_at(tone.off_s) - base, re.size)
         if begin < end:
             gain = sender.faults.tx_leak * tone.level * paths.sum(axis=1)
-            air.add_tone(re, im, phase(tone.carrier_hz, tone.phase_rad), gain, grid, at, begin, end)
+            air.add_tone(re, im, turned(tone.carrier_hz, tone.phase_rad), gain, begin, end)
 
 
 def _add_interferer(

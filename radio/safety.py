@@ -51,16 +51,18 @@ class SafetyProfile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    version: int = Field(1, ge=1)
+    version: int = Field(default=1, ge=1)
     bands: tuple[Band, ...] = ()
-    guard_hz: float = Field(0.0, ge=0)
+    guard_hz: float = Field(default=0.0, ge=0)
     conducted: bool = False
-    attenuation_db: float = Field(0.0, ge=0, description="declared attenuation between radios in conducted mode")
+    attenuation_db: float = Field(
+        default=0.0, ge=0, description="declared attenuation between radios in conducted mode"
+    )
     antenna_gain_dbi: float = 0.0
-    cable_loss_db: float = Field(0.0, ge=0)
-    tx_full_scale_dbm: float = Field(7.0, description="power of a full-scale tone at no attenuation")
-    max_burst_s: float = Field(1.0, gt=0)
-    duty_window_s: float = Field(3600.0, gt=0)
+    cable_loss_db: float = Field(default=0.0, ge=0)
+    tx_full_scale_dbm: float = Field(default=7.0, description="power of a full-scale tone at no attenuation")
+    max_burst_s: float = Field(default=1.0, gt=0)
+    duty_window_s: float = Field(default=3600.0, gt=0)
 
     @model_validator(mode="after")
     def _declared(self) -> SafetyProfile:

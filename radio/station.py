@@ -89,6 +89,7 @@ class Station:
         self.cursor = self.fresh = self.head = self.hidden = 0
         self.bursts: list[Burst] = []
         self.tones: list[Tone] = []
+        self._phases: dict[tuple[str, int, int, int], float] = {}
         self._renew()
 
     def _renew(self) -> None:
@@ -176,24 +177,28 @@ class Station:
             count -= end - start
             start = end
 
-    def _lo_phase(self, side: str, tunes: int) -> float:
-        if not self.effects.lo_start_phase:
-            return 0.0
-        return float(2.0 * math.pi * rng(self.seed, self.name, "lo", side, self.session, tunes).uniform())
+    def _phase(self, side: str, tunes: int, steps: int, limit_deg: float) -> float:
+        """Give the constant phase of one side: gain setting plus LO start phase (taken off on the receive side)."""
+        key = (side, self.session, tunes, steps)
+        if key not in self._phases:
+            start = rng(self.seed, self.name, "lo", side, self.session, tunes).uniform() * 2.0 * math.pi
+            setting = step_phase(self.seed, self.name, side, steps, limit_deg)
+            self._phases[key] = setting + (start if self.effects.lo_start_phase else 0.0) * (1 if side == "tx" else -1)
+        return self._phases[key]
 
     def tx_phase(self) -> float:
-        """Give the constant transmit phase: LO start phase plus attenuator setting."""
+        """Give the constant transmit phase in rad."""
         assert self.config is not None
         e = self.effects
         steps = round(self.config.tx_attenuation_db / e.tx_attenuation_step_db)
-        return self._lo_phase("tx", self.tx_tunes) + step_phase(self.seed, self.name, "tx", steps, e.tx_step_phase_deg)
+        return self._phase("tx", self.tx_tunes, steps, e.tx_step_phase_deg)
 
     def rx_phase(self) -> float:
-        """Give the constant receive phase: gain setting minus LO start phase."""
+        """Give the constant receive phase in rad."""
         assert self.config is not None
         e = self.effects
         steps = round(self.config.rx_gain_db / e.rx_gain_step_db)
-        return step_phase(self.seed, self.name, "rx", steps, e.rx_step_phase_deg) - self._lo_phase("rx", self.rx_tunes)
+        return self._phase("rx", self.rx_tunes, steps, e.rx_step_phase_deg)
 
     def level(self) -> float:
         """Give the amplitude of a full-scale sample at the antenna, in sqrt(mW)."""
