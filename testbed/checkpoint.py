@@ -103,7 +103,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     with disk_errors(folder, "make the folder"):
         folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"round-{checkpoint.round:06d}"
-    blob = save_arrays({name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()})
+    blob = save_arrays({name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()})
     head = {
         "format": FORMAT,
         "round": checkpoint.round,

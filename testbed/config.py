@@ -11,14 +11,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fl_core.options import DataOptions, LearnOptions, ModelOptions, SchemeOptions
 from radio.errors import ConfigError
 from radio.presets import PRESETS, EtherOptions, preset
-from radio.safety import SafetyProfile
+from radio.safety import PROFILES, SafetyProfile
 from testbed import toml
-from testbed.problems import ConfigProblems, check, explain, raise_all
+from testbed.problems import ConfigProblems, check, explain, raise_all, suggest
 
 __all__ = [
     "BUILT_IN",
@@ -99,10 +99,28 @@ class Lab(Section):
     )
     server: ServerEntry = Field(default_factory=ServerEntry, description="The receiving machine.")
     heartbeat: Heartbeat = Field(default_factory=Heartbeat, description="Tolerated silence.")
-    safety: SafetyProfile = Field(default_factory=SafetyProfile, description="What radios may transmit.")
+    safety: SafetyProfile = Field(
+        description="What radios may transmit: the name of a profile, or a [safety] table. A table with the name of a "
+        "known profile takes from it whatever it does not set itself."
+    )
     ether_port: Port = Field(default=5700, description="TCP port of the simulated air; 0: the launcher picks one.")
     ether: EtherOptions | None = Field(default=None, description="The simulated air; absent for real radios.")
     nodes: tuple[NodeEntry, ...] = Field(min_length=1, description="The nodes, one [[nodes]] table each.")
+
+    @field_validator("safety", mode="before")
+    @classmethod
+    def _named_profile(cls, given: Any) -> Any:
+        table = {"name": given} if isinstance(given, str) else given
+        if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+            return given
+        known = PROFILES.get(table["name"])
+        if known is not None:
+            return {**known.model_dump(), **table}
+        if "bands" not in table:
+            raise ValueError(
+                f"no safety profile {table['name']!r}, and no bands given; {suggest(table['name'], PROFILES)}"
+            )
+        return table
 
     def node(self, name: str) -> NodeEntry:
         """Find a node by name.

@@ -253,7 +253,7 @@ def encode(message: Message, arrays: Arrays | None = None) -> list[bytes]:
     if not arrays:
         return [head.encode(), b""]
     try:
-        blob = save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        blob = save_arrays({name: np.asarray(array, order="C") for name, array in arrays.items()})
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         types = ", ".join(f"{name} {array.dtype}" for name, array in arrays.items())
         raise LinkError(
