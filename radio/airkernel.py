@@ -23,8 +23,8 @@ BAND = 0.42  # passband edge of the fractional-delay filters, in sample rates
 def fractional_table() -> Float32[np.ndarray, "row tap"]:
     """Tabulate least-squares fractional-delay filters for the band |f| <= 0.42.
 
-    Row r holds the TAPS coefficients for the delay mu = r / PHASES - MARGIN: the filter h minimises the integral over the
-    band of |sum_k h_k exp(-2 pi j f k) - exp(-2 pi j f mu)|^2, whose normal equations have sinc entries
+    Row r holds the TAPS coefficients for the delay mu = r / PHASES - MARGIN: the filter h minimises the integral over
+    the band of |sum_k h_k exp(-2 pi j f k) - exp(-2 pi j f mu)|^2, whose normal equations have sinc entries
     (Laakso et al., "Splitting the unit delay", IEEE Signal Processing Magazine 13(1), 1996, eq. 29).
     """
     width = 2.0 * BAND + 0.005
@@ -48,7 +48,7 @@ def clock_error(
     first: int,
     step_s: float,
 ) -> Float64[np.ndarray, " time"]:
-    """Evaluate a clock's time error x(t) in seconds: closed forms plus a cubic-Hermite path given from grid point ``first`` on."""
+    """Evaluate a clock's time error x(t) in s: closed forms plus a cubic-Hermite path from grid point ``first`` on."""
     out = np.empty(time_s.size)
     for i in range(time_s.size):
         t = time_s[i]
@@ -57,7 +57,7 @@ def clock_error(
             x -= 1e-6 * warm_ppm * warm_s * math.expm1(-t / warm_s)
         if path_s.size > 1:
             position = max(t / step_s - first, 0.0)
-            cell = min(max(int(math.floor(position)), 0), path_s.size - 2)
+            cell = min(max(math.floor(position), 0), path_s.size - 2)
             w = position - cell
             rise = path_s[cell + 1] - path_s[cell]
             left = step_s * slope[cell] - rise
@@ -183,13 +183,13 @@ def rotation(
 
 @njit(cache=True, nogil=True)
 def _taps_at(out_re, out_im, base, position, delays, gains, table):  # type: ignore[no-untyped-def]
-    """Lay the fractional-delay filters of all paths into one complex filter; ``base`` fixes each path's whole samples."""
+    """Lay the filters of all paths into one complex filter; ``base`` fixes each path's whole samples."""
     out_re[:] = 0.0
     out_im[:] = 0.0
     for p in range(delays.size):
-        whole = int(math.floor(base - delays[p]))
+        whole = math.floor(base - delays[p])
         row = (position - delays[p] - whole + MARGIN) * PHASES
-        low = int(math.floor(row))
+        low = math.floor(row)
         w = np.float32(row - low)
         re, im = np.float32(gains[p].real), np.float32(gains[p].imag)
         for k in range(TAPS):
@@ -223,7 +223,7 @@ def add_burst(
     """
     reach = 0
     for p in range(delays.size):
-        reach = max(reach, int(math.ceil(delays[p])) + 1)
+        reach = max(reach, math.ceil(delays[p]) + 1)
     if delays.size == 1 and delays[0] == 0.0:
         reach = 0
     length = TAPS + 4 * ((reach + 3) // 4)
@@ -338,8 +338,8 @@ def convert(
 ) -> int:
     """Add noise, gain, IQ image and DC offset, then quantise; return how many samples hit a rail.
 
-    ``noise_rms`` is per component. The image model is y = x + image * conj(x) + offset. ``levels`` is the count of steps from
-    zero to full scale (2048 for 12 bits; 0: an unbounded float converter).
+    ``noise_rms`` is per component. The image model is y = x + image * conj(x) + offset. ``levels`` counts the steps
+    from zero to full scale (2048 for 12 bits; 0: an unbounded float converter).
     """
     scale, sigma = np.float32(gain), np.float32(noise_rms)
     k_re, k_im = np.float32(image.real), np.float32(image.imag)

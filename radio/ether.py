@@ -16,15 +16,14 @@ import numpy as np
 from jaxtyping import Complex64
 
 from radio.base import Capabilities, Capture, RadioConfig, StreamEvent, TxReport
-from radio.clock import Clock
+from radio.clock import Clock, rng
+from radio.deposits import Deposits
 from radio.errors import ConfigError, RadioError, RadioNotFound, RadioRefused, TooLate
 from radio.impairments import amplitude, send
 from radio.links import Link, draw_link, wire
 from radio.presets import EtherOptions
 from radio.render import hears, render
 from radio.station import RESTART_GAP_S, Burst, Station
-
-KEPT_DEPOSITS = 64
 
 
 class Ether:
@@ -54,7 +53,7 @@ class Ether:
         self._links: dict[tuple[str, str], Link | None] = {}
         self._reference_rate_hz = options.reference_rate_hz
         self._forgotten_s = 0.0
-        self._deposits: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+        self._deposits = Deposits()
         self._lock = threading.RLock()
 
     def _station(self, name: str, configured: bool = True) -> Station:
@@ -189,7 +188,7 @@ class Ether:
             begin_s = self._present_s()
             station.config = config
         elif not e.shared_reference:
-            begin_s = e.start_spread_s * float(np.random.default_rng([station.seed, *station.name.encode()]).uniform())
+            begin_s = e.start_spread_s * float(rng(station.seed, station.name, "start").uniform())
         station.start_stream(begin_s)
 
     def _taken(self, station: Station, wanted: RadioConfig) -> RadioConfig:
@@ -382,38 +381,18 @@ class Ether:
                 station.opened = station.adoptable = False
 
     def deposit(self, key: str, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Leave arrays of radio ``name`` under ``key``; they stay here, only sums leave. The oldest keys are dropped past 64."""
+        """Leave arrays of radio ``name`` under ``key``; they stay here, only sums leave."""
         with self._lock:
-            kept = {field: np.array(value, copy=True) for field, value in arrays.items()}
-            self._deposits.setdefault(key, {})[name] = kept
-            while len(self._deposits) > KEPT_DEPOSITS:
-                del self._deposits[next(iter(self._deposits))]
+            self._deposits.leave(key, name, arrays)
 
     def collect(self, key: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """Take sums over ``names`` of what was deposited under ``key``, in the order of the names, and forget all of it.
+        """Take the sums over ``names`` of everything deposited under ``key``, and forget all of it.
 
         Raises:
             RadioError: a name left nothing, or one name alone of several is asked for, which would be no sum.
         """
         with self._lock:
-            found = self._deposits.get(key, {})
-            missing = sorted(set(names) - set(found))
-            if missing or not names:
-                raise RadioError(
-                    f"nothing from {missing} was deposited under {key!r}, only from {sorted(found)}", "deposit first"
-                )
-            if len(set(names)) < min(2, len(found)):
-                raise RadioError(
-                    f"{names[0]} alone was asked of {len(found)} deposits under {key!r}", "ask for two names or more"
-                )
-            del self._deposits[key]
-            total = {field: np.array(value, copy=True) for field, value in found[names[0]].items()}
-            for name in dict.fromkeys(names[1:]):
-                if name == names[0]:
-                    continue
-                for field, value in found[name].items():
-                    total[field] = total[field] + value
-            return total
+            return self._deposits.take(key, names)
 
     def amplitude(self, sender: str, receiver: str, start: int, offsets_hz: np.ndarray) -> np.ndarray:
         """Give the true |H| from sender to receiver, full scale to full scale, at RX index ``start`` of the receiver."""

@@ -87,7 +87,7 @@ def send(
     )
     if limit:
         power = (re * re + im * im) / np.float32(limit**2)
-        shrink = 1.0 / np.sqrt(np.sqrt(1.0 + power * power))
+        shrink = (1.0 / np.sqrt(np.sqrt(1.0 + power * power))).astype(np.float32)
         re, im = re * shrink, im * shrink
     return np.ascontiguousarray(re, np.float32), np.ascontiguousarray(im, np.float32), clipped
 

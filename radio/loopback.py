@@ -1,7 +1,7 @@
 """Radios on the simulated air, in process or over a local socket; knows the Radio protocol, hides true time.
 
-Socket protocol, version 1: one request frame pair from a DEALER to a ROUTER (JSON header, raw bytes), one reply pair back. No
-pickle; errors travel by class name and are raised again as the same class.
+On the socket a DEALER sends a pair of frames (JSON header, raw bytes) to a ROUTER, which answers with a pair. No pickle;
+errors travel by class name and are raised again as the same class.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -21,11 +21,9 @@ if TYPE_CHECKING:
 
     from radio.ether import Ether
 
-from radio import errors
-from radio.base import Capabilities, Capture, Discovered, RadioConfig, Samples, StreamEvent, Tier, TxReport
-from radio.errors import ConfigError, LinkError, ProtocolMismatch, RadioRefused, TestbedError, TooLate
-
-VERSION = 1
+from radio.base import Capabilities, Capture, Discovered, RadioConfig, Samples, Tier, TxReport
+from radio.errors import ConfigError, LinkError, ProtocolMismatch, RadioRefused, TestbedError
+from radio.wire import VERSION, index, make_error, pack, read_events, unpack
 
 
 class Air(Protocol):
@@ -73,15 +71,17 @@ class LoopbackRadio:
     Args:
         name: the radio's name on that air.
         ether: the air.
+        release: called last when the radio is closed, to let go of a connection made for it alone.
 
     Raises:
         RadioNotFound, RadioRefused: no such radio, or somebody has it open.
     """
 
-    def __init__(self, name: str, ether: Air) -> None:
+    def __init__(self, name: str, ether: Air, release: Callable[[], None] | None = None) -> None:
         self.name = name
         self._air = ether
         self._open = False
+        self._release = release
         ether.open(name)
         self._open = True
         self.capabilities: Capabilities = ether.capabilities(name)
@@ -121,7 +121,11 @@ class LoopbackRadio:
         """Mute and give the radio back. Safe to call twice."""
         if self._open:
             self._open = False
-            self._air.close(self.name)
+            try:
+                self._air.close(self.name)
+            finally:
+                if self._release is not None:
+                    self._release()
 
 
 def _checked(samples: Samples, name: str) -> Samples:
@@ -136,33 +140,6 @@ def _checked(samples: Samples, name: str) -> Samples:
     if not np.isfinite(array).all():
         raise RadioRefused(f"{name}: the burst holds values that are not finite", "check the waveform")
     return array
-
-
-def _pack(arrays: Mapping[str, np.ndarray]) -> tuple[list[list[Any]], bytes]:
-    """Lay arrays end to end as little-endian bytes, with a list of (name, type, shape) to read them back."""
-    plain = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-    for name, value in plain.items():
-        if value.dtype.kind not in "biufc":
-            raise ConfigError(f"array {name!r} is of type {value.dtype}, which does not travel", "send numbers")
-    table = [[name, value.dtype.newbyteorder("<").str, list(value.shape)] for name, value in plain.items()]
-    return table, b"".join(value.astype(value.dtype.newbyteorder("<")).tobytes() for value in plain.values())
-
-
-def _unpack(table: list[list[Any]], blob: bytes) -> dict[str, np.ndarray]:
-    """Read arrays back; a length that does not fit raises ValueError."""
-    arrays, at = {}, 0
-    for name, kind, shape in table:
-        dtype = np.dtype(str(kind))
-        if dtype.kind not in "biufc":
-            raise ValueError(f"type {kind} does not travel")
-        count = int(np.prod([int(n) for n in shape], dtype=np.int64))
-        arrays[str(name)] = np.frombuffer(blob, dtype, count, at).reshape(shape).copy()
-        at += count * dtype.itemsize
-    return arrays
-
-
-def _events(listed: list[list[Any]]) -> tuple[StreamEvent, ...]:
-    return tuple(StreamEvent(kind, int(index), int(count)) for kind, index, count in listed)
 
 
 class EtherServer:
@@ -237,8 +214,8 @@ class EtherServer:
                     f"the client speaks version {header.get('version')} of the ether protocol, this side version {VERSION}",
                     "install the same release on both sides",
                 )
-            result, arrays = self._call(frames[0], header, _unpack(header.get("arrays", []), frames[2]))
-            table, blob = _pack(arrays)
+            result, arrays = self._call(frames[0], header, unpack(header.get("arrays", []), frames[2]))
+            table, blob = pack(arrays)
             return {"version": VERSION, "id": number, "result": result, "arrays": table}, blob
         except TestbedError as error:
             late = getattr(error, "late_samples", 0)
@@ -262,9 +239,11 @@ class EtherServer:
         if call == "state":
             return ether.state(), {}
         if call == "restore":
-            return ether.restore(args["state"]), {}
+            ether.restore(args["state"])
+            return None, {}
         if call == "deposit":
-            return ether.deposit(args["key"], name, arrays), {}
+            ether.deposit(args["key"], name, arrays)
+            return None, {}
         if call == "collect":
             return None, ether.collect(args["key"], tuple(args["names"]))
         if call == "amplitude":
@@ -276,7 +255,8 @@ class EtherServer:
                 holder == who or not self._send(holder.encode(), {"version": VERSION, "id": -1})
             ):
                 ether.close(name)  # its holder died, or asks again: what it left is muted
-            return ether.open(name, who), {}
+            ether.open(name, who)
+            return None, {}
         if holder is not None and holder != who:
             raise RadioRefused(
                 f"radio {name} is already open by another program", "close it there, or use another name"
@@ -345,7 +325,7 @@ class RemoteEther:
             if self._socket.closed:
                 raise LinkError(f"the connection to the air at {self._address} is closed", "open the radio again")
             self._number += 1
-            table, blob = _pack(arrays or {})
+            table, blob = pack(arrays or {})
             header = {"version": VERSION, "id": self._number, "call": call, "args": args, "arrays": table}
             self._socket.send_multipart([json.dumps(header).encode(), blob])
             deadline = time.monotonic() + self._timeout_s
@@ -366,8 +346,8 @@ class RemoteEther:
                 "install the same release on both sides",
             )
         if "error" in reply:
-            raise _error(reply["error"])
-        return reply["result"], _unpack(reply["arrays"], body)
+            raise make_error(reply["error"])
+        return reply["result"], unpack(reply["arrays"], body)
 
     def open(self, name: str, owner: str = "") -> None:
         """Take a radio; this client is its owner, whatever ``owner`` says."""
@@ -397,14 +377,14 @@ class RemoteEther:
 
     def transmit(self, name: str, samples: Samples, start: int | None = None) -> TxReport:
         """Register a burst; see ``Ether.transmit``."""
-        begin, count, clipped, events = self._ask("transmit", {"samples": samples}, name=name, start=_index(start))[0]
-        return TxReport(begin, count, clipped, _events(events))
+        begin, count, clipped, events = self._ask("transmit", {"samples": samples}, name=name, start=index(start))[0]
+        return TxReport(begin, count, clipped, read_events(events))
 
     def receive(self, name: str, count: int, start: int | None = None) -> Capture:
         """Render a window; see ``Ether.receive``."""
-        told, arrays = self._ask("receive", name=name, count=int(count), start=_index(start))
+        told, arrays = self._ask("receive", name=name, count=int(count), start=index(start))
         begin, rate_hz, clipped, events = told
-        return Capture(arrays["samples"], begin, rate_hz, clipped, _events(events))
+        return Capture(arrays["samples"], begin, rate_hz, clipped, read_events(events))
 
     def mute(self, name: str) -> None:
         """Switch a transmitter off."""
@@ -425,7 +405,7 @@ class RemoteEther:
     def amplitude(self, sender: str, receiver: str, start: int, offsets_hz: np.ndarray) -> np.ndarray:
         """Give the true link amplitude; see ``Ether.amplitude``."""
         offsets = {"offsets_hz": np.asarray(offsets_hz, np.float64)}
-        return self._ask("amplitude", offsets, sender=sender, receiver=receiver, start=_index(start))[1]["amplitude"]
+        return self._ask("amplitude", offsets, sender=sender, receiver=receiver, start=index(start))[1]["amplitude"]
 
     def state(self) -> dict[str, Any]:
         """Give what a restarted air needs to continue; see ``Ether.state``."""
@@ -434,18 +414,6 @@ class RemoteEther:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; see ``Ether.restore``."""
         self._ask("restore", state=dict(state))
-
-
-def _index(start: int | None) -> int | None:
-    return None if start is None else int(start)
-
-
-def _error(told: Mapping[str, Any]) -> TestbedError:
-    """Make the error again that was raised in the air."""
-    kind = getattr(errors, str(told["class"]), LinkError)
-    if kind is TooLate:
-        return TooLate(told["message"], told["remedy"], late_samples=int(told["late"]))
-    return cast("TestbedError", kind(told["message"], told["remedy"]))
 
 
 def connect(rest: str, ether: Air | None) -> LoopbackRadio:
@@ -466,7 +434,12 @@ def connect(rest: str, ether: Air | None) -> LoopbackRadio:
         raise ConfigError(
             f"loopback:{rest} is not loopback:tcp://HOST:PORT/NAME", "for example tcp://127.0.0.1:5700/node-1"
         )
-    return LoopbackRadio(name, RemoteEther(address))
+    remote = RemoteEther(address)
+    try:
+        return LoopbackRadio(name, remote, remote.disconnect)
+    except TestbedError:
+        remote.disconnect()
+        raise
 
 
 def discover() -> list[Discovered]:
