@@ -143,7 +143,10 @@ def verify(
     slope = np.where(heard, delays[np.argmax(coarse, axis=1)], 0.0)
     fit = _fit(received, used, rate, slope)
     for _ in range(_PASSES):
-        gain, turn = fit[0]
+        (gain, turn), spread, _ = fit
+        # A strong neighbour's side lobe can pass for an absent node until both are fitted together; what then looks
+        # absent is measured at its nominal instant, where noise alone is exponential with a known false alarm rate.
+        heard &= np.mean(np.abs(gain) ** 2, axis=1) > limit * noise * spread
         step = np.sum(np.real(np.conj(gain) * turn), axis=1) / np.maximum(np.sum(np.abs(gain) ** 2, axis=1), 1e-30)
         slope = np.where(heard, np.clip(slope + np.clip(step, -0.5, 0.5), delays[0], delays[-1]), 0.0)
         fit = _fit(received, used, rate, slope)

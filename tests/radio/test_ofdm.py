@@ -253,7 +253,7 @@ def test_nine_db_of_back_off_keep_clipping_distortion_below_44_db(profile):
     # Peaks are rare, so the distortion of single bursts spreads over tens of dB: 6,000 symbols and more for a mean.
     bursts, distortion, wanted, level, cut = 2**17 // profile.fft // 3 + 10, 0.0, 0.0, 0.0, 0
     for burst in range(bursts):
-        reals = rng.laplace(size=capacity(profile, "R")).astype(np.float32) / np.sqrt(2)
+        reals = (rng.laplace(size=capacity(profile, "R")) / np.sqrt(2)).astype(np.float32)
         grid = assemble(
             pack(reals, profile, "R", burst)[0], pilot(profile, burst % 8, 8), canary(profile, burst, 0, "R")
         )

@@ -124,8 +124,8 @@ def test_no_bias_floor_at_40_db(kind):
     assert np.isfinite([noiseless.snr_db, noiseless.sigma_gain, noiseless.delay_samples]).all()
 
 
-# Echoes at 20 dB and below are left out, they sit at the limit itself (0.10 to 0.12): the prior shrinks weak echoes, the
-# bias is common to all soundings, inversion multiplies it by the mean of 1/|g|^2. A flat link needs 0.014 or less.
+# Echoes at 20 dB and below are left out, they sit at the limit itself (0.10 to 0.12): the prior shrinks weak echoes,
+# that bias is common to all soundings, and inversion multiplies it by the mean of 1/|g|^2. Flat links need 0.014.
 @pytest.mark.parametrize(("kind", "snr_db"), [("flat", 10), ("flat", 20), ("flat", 30), ("three taps", 30)])
 def test_averaged_soundings_add_less_than_a_tenth_of_the_noise_of_a_sum(kind, snr_db):
     """Eight nodes invert eight merged soundings each; the sum's error beyond its own noise stays below 0.1/(K snr)."""
