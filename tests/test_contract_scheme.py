@@ -1,0 +1,236 @@
+"""What every scheme must keep, one test file for all: a new scheme joins CASES with its ideal limit."""
+
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from fl_core.encode import energy
+from fl_core.options import SchemeOptions
+from fl_core.schemes import SCHEMES, Csi, Plan, Scheme, make_scheme
+
+DIMENSION = 240
+CLIENTS = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """How to exercise a scheme.
+
+    Attributes:
+        limit: settings under which, on a perfect channel, its decoded mean is the mean of what came in.
+        tolerance: relative error allowed there.
+        options: other settings to run through the contract.
+        linear: received symbols may be scaled and added by the test (an analog scheme).
+    """
+
+    limit: dict[str, object]
+    tolerance: float
+    options: tuple[dict[str, object], ...] = ({},)
+    linear: bool = True
+
+
+CASES = {
+    "air-meta-pfl": Case(
+        limit={"keep": 1.0, "mapping": "pair", "estimator": "linear"},
+        tolerance=1e-6,
+        options=(
+            {},
+            {"mapping": "pair", "keep": 0.2},
+            {"mapping": "pair-dft", "estimator": "iht"},
+            {"mapping": "dft-all", "measure": 0.7},
+            {"sparsifier": "rand-k", "keep": 0.1},
+            {"memory": False},
+            {"precoder": "inversion"},
+        ),
+    ),
+    "ideal": Case(
+        limit={"keep": 1.0}, tolerance=1e-6, options=({}, {"keep": 1.0}, {"sparsifier": "rand-k"}, {"memory": False})
+    ),
+}
+
+EVERY = [(name, options) for name, case in CASES.items() for options in case.options]
+NAMES = sorted(CASES)
+
+
+def build(name: str, options: dict[str, object], dimension: int = DIMENSION) -> Scheme:
+    return make_scheme(SchemeOptions(name=name, **options), dimension)
+
+
+def inputs(seed: int = 0, dimension: int = DIMENSION) -> tuple[torch.Tensor, torch.Tensor]:
+    source = torch.Generator().manual_seed(seed)
+    shape = (CLIENTS, dimension)
+    return torch.randn(shape, generator=source), 0.3 * torch.randn(shape, generator=source)
+
+
+PLAN = Plan(round=3, seed=11, clients=CLIENTS, eta=0.1)
+
+
+def test_every_scheme_is_listed_here():
+    assert set(CASES) == set(SCHEMES)
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_declares_what_the_air_needs_to_know(name, options):
+    scheme = build(name, options)
+    assert scheme.name == name and scheme.dimension == DIMENSION
+    assert scheme.symbols >= 1 and isinstance(scheme.symbols, int)
+    assert scheme.precoder in ("phase", "inversion", "none")
+    assert isinstance(scheme.over_air, bool)
+    assert isinstance(scheme.recoverable(CLIENTS), str)
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_encode_gives_finite_symbols_and_leaves_its_arguments_alone(name, options):
+    scheme = build(name, options)
+    updates, memories = inputs()
+    update, memory = updates[0].clone(), memories[0].clone()
+    symbols, remaining = scheme.encode(update, memory, Csi(), PLAN)
+    assert symbols.shape == (scheme.symbols,) and symbols.dtype == torch.complex64
+    assert remaining.shape == memory.shape and remaining.dtype == torch.float32
+    assert bool(symbols.isfinite().all()) and bool(remaining.isfinite().all())
+    assert torch.equal(update, updates[0]) and torch.equal(memory, memories[0])
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_encode_is_a_function_of_its_arguments_alone(name, options):
+    updates, memories = inputs()
+    first = build(name, options).encode(updates[0], memories[0], Csi(), PLAN)
+    torch.manual_seed(999)
+    again = build(name, options).encode(updates[0], memories[0], Csi(), PLAN)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_a_batch_of_clients_equals_one_by_one(name, options):
+    scheme = build(name, options)
+    updates, memories = inputs()
+    symbols, remaining = scheme.encode(updates, memories, Csi(), PLAN)
+    for client in range(CLIENTS):
+        one, rest = scheme.encode(updates[client], memories[client], Csi(), PLAN)
+        # A batched transform may round differently: 1e-6 of unit-size entries.
+        torch.testing.assert_close(symbols[client], one, atol=1e-6, rtol=1e-6)
+        assert torch.equal(remaining[client], rest)
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_memory_holds_exactly_what_was_not_sent(name, options):
+    scheme = build(name, options)
+    updates, memories = inputs()
+    sparse, remaining = scheme.sparsify(updates, memories, PLAN)
+    if options.get("memory", True):
+        assert torch.equal(sparse + remaining, memories + updates)
+    else:
+        assert torch.equal(remaining, memories)
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_memory_knows_nothing_of_the_channel(name, options):
+    scheme = build(name, options)
+    updates, memories = inputs()
+    first = scheme.encode(updates, memories, Csi(1.0, 0.0), PLAN)[1]
+    second = scheme.encode(updates, memories, Csi(0.3, 5.0), replace(PLAN, scale=17.0))[1]
+    assert torch.equal(first, second) and torch.equal(first, scheme.sparsify(updates, memories, PLAN)[1])
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_power_limit_holds_with_equality_for_the_worst_client(name, options):
+    scheme = build(name, options)
+    if not scheme.over_air:
+        assert scheme.scale([1.0, 4.0], PLAN) == 1.0
+        return
+    updates, memories = inputs()
+    for round_number in range(5):
+        plan = replace(PLAN, round=round_number)
+        symbols, memories = scheme.encode(updates * (1 + torch.arange(CLIENTS))[:, None], memories, Csi(), plan)
+        energies = energy(symbols).tolist()
+        scale = scheme.scale(energies, plan)
+        powers = (energy(scale * symbols) / scheme.symbols).tolist()
+        assert max(powers) == pytest.approx(1.0, rel=1e-6)
+        assert [power > 1 - 1e-6 for power in powers] == [value == max(energies) for value in energies]
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_silence_is_a_round_like_any_other(name, options):
+    scheme = build(name, options)
+    nothing = torch.zeros(CLIENTS, DIMENSION)
+    symbols, remaining = scheme.encode(nothing, nothing, Csi(), PLAN)
+    plan = replace(PLAN, scale=scheme.scale(energy(symbols).tolist(), PLAN))
+    assert plan.scale > 0 and math.isfinite(plan.scale)
+    assert torch.equal(scheme.decode(symbols.sum(0), Csi(1.0, 0.0), plan), torch.zeros(DIMENSION))
+    assert torch.equal(remaining, nothing)
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_decode_gives_a_finite_estimate_better_than_none(name, options):
+    scheme = build(name, {**options, "keep": options.get("keep", 0.04)})
+    updates, memories = inputs()
+    sparse, _ = scheme.sparsify(updates, memories, PLAN)
+    symbols, _ = scheme.encode(updates, memories, Csi(), PLAN)
+    plan = replace(PLAN, scale=scheme.scale(energy(symbols).tolist(), PLAN))
+    noise = torch.view_as_complex(torch.randn((scheme.symbols, 2), generator=torch.Generator().manual_seed(4)))
+    received = plan.scale * symbols.sum(0) + (math.sqrt(0.005) * noise if scheme.over_air else 0.0)
+    for csi in (Csi(1.0, 0.01), Csi(1.0, None)):
+        estimate = scheme.decode(received, csi, plan)
+        truth = sparse.mean(0)
+        assert estimate.shape == (DIMENSION,) and estimate.dtype == torch.float32
+        # -3 dB at 20 dB SNR: no scheme may be that far from what was sent.
+        assert float((estimate - truth).square().sum()) < 0.5 * float(truth.square().sum())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dimension", [240, 241])
+def test_on_a_perfect_channel_its_limit_is_the_mean(name, dimension):
+    case = CASES[name]
+    scheme = build(name, case.limit, dimension)
+    updates, _ = inputs(5, dimension)
+    memories = torch.zeros_like(updates)
+    symbols, remaining = scheme.encode(updates, memories, Csi(), PLAN)
+    plan = replace(PLAN, scale=scheme.scale(energy(symbols).tolist(), PLAN))
+    estimate = scheme.decode((plan.scale * symbols).sum(0), Csi(1.0, 0.0), plan)
+    mean = updates.mean(0)
+    assert float((estimate - mean).norm()) <= case.tolerance * float(mean.norm())
+    assert torch.equal(remaining, memories)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if CASES[name].linear])
+def test_the_mean_is_over_those_who_were_heard(name):
+    case = CASES[name]
+    scheme = build(name, case.limit)
+    updates, _ = inputs(6)
+    symbols, _ = scheme.encode(updates, torch.zeros_like(updates), Csi(), PLAN)
+    plan = replace(PLAN, scale=scheme.scale(energy(symbols).tolist(), PLAN), clients=3)
+    estimate = scheme.decode(plan.scale * symbols[:3].sum(0), Csi(1.0, 0.0), plan)
+    mean = updates[:3].mean(0)
+    assert float((estimate - mean).norm()) <= case.tolerance * float(mean.norm())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if CASES[name].linear and build(name, {}).over_air])
+def test_decode_divides_by_the_mean_gain(name):
+    scheme = build(name, CASES[name].limit)
+    updates, _ = inputs(7)
+    symbols, _ = scheme.encode(updates, torch.zeros_like(updates), Csi(), PLAN)
+    estimate = scheme.decode(0.5 * symbols.sum(0), Csi(0.5, 0.0), PLAN)
+    torch.testing.assert_close(estimate, updates.mean(0), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_client_is_no_mean(name):
+    scheme = build(name, {})
+    with pytest.raises(ValueError, match="0 clients"):
+        scheme.decode(torch.ones(scheme.symbols, dtype=torch.complex64), Csi(1.0, 0.1), replace(PLAN, clients=0))
+
+
+@pytest.mark.parametrize(("name", "options"), [*EVERY, *((name, CASES[name].limit) for name in NAMES)])
+def test_an_update_that_is_not_finite_is_refused(name, options):
+    scheme = build(name, options)
+    update = torch.zeros(DIMENSION)
+    update[7] = math.nan
+    with pytest.raises(ValueError, match="not finite"):
+        scheme.encode(update, torch.zeros(DIMENSION), Csi(), PLAN)
+
+
+def test_an_unknown_scheme_is_refused_with_the_list():
+    with pytest.raises(ValueError, match=r"'fedsgd' is unknown.*air-meta-pfl"):
+        make_scheme(SchemeOptions(name="fedsgd"), DIMENSION)
