@@ -104,7 +104,8 @@ def main() -> None:
         print(
             f"{figures.name:10} air {figures.air_ms:.2f}  decode {figures.decode_ms:.2f}"
             f" = {figures.of_air_time:.3f} of air time (limit 1),"
-            f" {figures.decode_ms / figures.bare_fft_ms:.1f} bare FFTs;  synthesise at a node {figures.synthesise_ms:.2f}, link estimate {figures.estimate_ms:.2f}"
+            f" {figures.decode_ms / figures.bare_fft_ms:.1f} bare FFTs;"
+            f"  synthesise at a node {figures.synthesise_ms:.2f}, link estimate {figures.estimate_ms:.2f}"
         )
 
 
