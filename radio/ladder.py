@@ -16,6 +16,8 @@ from jaxtyping import Complex64, Complex128, Float64, UInt8
 from radio.ofdm import Profile
 from radio.preamble import HEADER_BITS, RMS, Waveform
 
+_NEWTON_STEPS = 2
+
 
 def samples_ratio(profile: Profile, cfo_hz: float, tuned_offset_hz: float) -> float:
     """Receiver samples per sender's sample: carrier and sample clock come from one crystal."""
@@ -37,6 +39,15 @@ def stf_rung(
     """Estimate the offset from the comb of STF tones: the maximum-likelihood search over a grid, tones added in power.
 
     A DC offset or an LO leak near it would need an offset beyond half a tone spacing to look like one of the tones.
+
+    Args:
+        samples: capture.
+        profile: waveform.
+        wave: its beacon.
+        candidate: where the STF begins, within two periods.
+
+    Returns:
+        Offset in Hz, well within 1/(2*ltf) cycles per sample, or None at the capture's end.
     """
     period = profile.stf_period
     length = (profile.stf_repeats - 4) * period
@@ -62,11 +73,23 @@ def ltf_rung(
     cfo_hz: float,
     floor: float,
 ) -> tuple[int, float] | None:
-    """Find the first LTF to a sample, and refine the offset from both pairs at a lag of one LTF."""
+    """Find the first LTF to a sample, and refine the offset from both pairs at a lag of one LTF.
+
+    Args:
+        samples: capture.
+        profile: waveform.
+        wave: its beacon.
+        candidate: where the STF begins, within 3/8 of an LTF.
+        cfo_hz: offset from the STF.
+        floor: least share of the energy that the pair must explain.
+
+    Returns:
+        Position of the first LTF and offset in Hz, or None when nothing correlates or the beacon is cut off.
+    """
     ltf = profile.ltf
     margin = 3 * ltf // 8  # below half an LTF, or a neighbouring repeat could win
     begin = candidate + wave.stf.size - margin
-    if begin < 0 or begin + margin + profile.second_ltf + 2 * ltf + margin > samples.size:
+    if begin < 0 or begin + 2 * (ltf + margin) > samples.size:
         return None
     sequence = scipy.fft.ifft(wave.spectrum)
     stretch, rotation = _turned(samples, begin, 2 * ltf + 2 * margin, profile, cfo_hz, begin)
@@ -79,6 +102,8 @@ def ltf_rung(
     if score[top] <= floor * energy:
         return None
     first = begin + top
+    if first + profile.second_ltf + 2 * ltf > samples.size:
+        return None
     second, _ = _turned(samples, first + profile.second_ltf, 2 * ltf, profile, cfo_hz, begin)
     late = second.reshape(2, ltf) @ sequence.conj()
     lag = matched[top + ltf] * np.conj(matched[top]) + late[1] * np.conj(late[0])
@@ -114,17 +139,21 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class _Pair:
-    gain: complex
-    drift: complex  # gain times the delay still missing
+class _Windows:
+    values: Complex128[np.ndarray, "pair n"]  # offset removed
+    rotation: Complex128[np.ndarray, "pair n"]  # what removed it
+    delays: Float64[np.ndarray, " pair"]  # fraction of a sample between window and signal
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    gains: list[complex]
+    drifts: list[complex]  # gain times the delay still missing
     offset: complex
     noise: float
-    received: float
-    energy: float
-    bend: float
-
-
-_Window = tuple[Complex128[np.ndarray, " n"], Complex128[np.ndarray, " n"], float]
+    received: Float64[np.ndarray, " pair"]
+    energy: Float64[np.ndarray, " pair"]
+    bend: Float64[np.ndarray, " pair"]
 
 
 def fit_pairs(
@@ -168,20 +197,19 @@ def fit_pairs(
     windows = _windows(samples, profile, place, step, cfo_hz)
     if windows is None:
         return None
-    pairs = [_solve(values, rotation, wave, delay) for values, rotation, delay in windows]
-    gains = [pair.gain for pair in pairs]
+    pairs = _solve(windows, wave)
+    gains = pairs.gains
     power = abs(gains[0]) ** 2 + abs(gains[1]) ** 2
-    if power == 0.0:
+    explained = np.abs(gains) ** 2 * pairs.energy
+    if np.any(explained <= floor * pairs.received):
         return None
     reference = place + centre + step / 2  # where the windows turned the phase to zero
-    moved = sum((pair.drift * pair.gain.conjugate()).real for pair in pairs) / power
+    moved = sum((drift * gain.conjugate()).real for drift, gain in zip(pairs.drifts, gains, strict=True)) / power
     turned = gains[1] * gains[0].conjugate()
     cfo_hz += cmath.phase(turned) * profile.rate_hz / (2 * np.pi * step)
-    if any(abs(pair.gain) ** 2 * pair.energy <= floor * pair.received for pair in pairs):
-        return None
-    noise = max(sum(pair.noise for pair in pairs) / 2, 1e-12 * power)
-    energy = power / 2 * sum(pair.energy for pair in pairs)
-    bend = power / 2 * sum(pair.bend for pair in pairs)
+    noise = max(pairs.noise, 1e-12 * power)
+    energy = power / 2 * float(pairs.energy.sum())
+    bend = power / 2 * float(pairs.bend.sum())
     half = cmath.exp(0.5j * cmath.phase(turned))
     gain = (gains[0] * half + gains[1] / half) / 2 * cmath.exp(2j * np.pi * cfo_hz * moved / profile.rate_hz)
     return Fit(
@@ -191,7 +219,7 @@ def fit_pairs(
         cfo_sigma_hz=float(np.sqrt(2 * noise / energy)) * profile.rate_hz / (2 * np.pi * step),
         reference=reference + moved,
         gain=gain,
-        offset=(pairs[0].offset + pairs[1].offset) / 2,
+        offset=pairs.offset,
         noise=noise,
         phase_sigma_rad=float(np.sqrt(noise / (2 * energy))),
         place_sigma=float(np.sqrt(noise / (2 * bend))),
@@ -214,8 +242,8 @@ def read_header(
     """
     begin = round(fit.place) + 2 * profile.ltf
     values, rotation = _turned(samples, begin, (HEADER_BITS + 1) * wave.bit_samples, profile, fit.cfo_hz, fit.reference)
-    sequence, _ = _delayed(wave, fit.place - round(fit.place))
-    spread = np.resize(sequence, values.size)  # the header begins a whole number of LTFs after the pair
+    delayed = scipy.fft.ifft(wave.spectrum * np.exp(-wave.slope * (fit.place - round(fit.place))))
+    spread = np.resize(delayed, values.size)  # the header begins a whole number of LTFs after the pair
     symbols = ((values - fit.offset * rotation) * spread.conj()).reshape(-1, wave.bit_samples).sum(axis=1)
     turns = np.real(symbols[1:] * symbols[:-1].conj())
     return np.asarray(turns < 0, dtype=np.uint8)
@@ -223,35 +251,38 @@ def read_header(
 
 def _windows(
     samples: Complex64[np.ndarray, " sample"], profile: Profile, place: float, step: float, cfo_hz: float
-) -> list[_Window] | None:
-    """Cut the inner part of both pairs: samples without offset, rotation used, and the fraction of a sample missing."""
+) -> _Windows | None:
+    """Cut the inner part of both pairs and remove the offset."""
     guard, count = profile.ltf // 16, 2 * (profile.ltf - profile.ltf // 16)
-    if round(place) < 0 or round(place + step) + 2 * profile.ltf > samples.size:
+    first, second = round(place), round(place + step)
+    if first < 0 or second + 2 * profile.ltf > samples.size:
         return None
+    n = np.arange(guard, guard + count) + np.array([[first], [second]])
     zero = place + profile.ltf - 0.5 + step / 2
-    return [
-        (*_turned(samples, round(at) + guard, count, profile, cfo_hz, zero), at - round(at))
-        for at in (place, place + step)
-    ]
+    rotation = np.exp((-2j * np.pi * cfo_hz / profile.rate_hz) * (n - zero))
+    return _Windows(samples[n] * rotation, rotation, np.array([place - first, place + step - second]))
 
 
-def _slip(windows: list[_Window], wave: Waveform, guard: int) -> tuple[float, complex]:
-    """Find the delay still missing (to a few hundredths) and the turn between the pairs, from folded correlations."""
+def _slip(windows: _Windows, wave: Waveform, guard: int) -> tuple[float, complex]:
+    """Find the delay still missing (to a few thousandths) and the turn between the pairs, from folded correlations."""
     ltf = wave.spectrum.size
     whole = np.zeros((2, 2 * ltf), dtype=np.complex128)
-    for row, (values, rotation, _) in zip(whole, windows, strict=True):
-        row[guard:-guard] = values - np.vdot(rotation, values) / rotation.size * rotation
+    dc = np.mean(windows.values * windows.rotation.conj(), axis=1, keepdims=True)
+    whole[:, guard:-guard] = windows.values - dc * windows.rotation
     cross = scipy.fft.fft(whole[:, :ltf] + whole[:, ltf:]) * wave.matched
     lags = scipy.fft.ifft(cross)
     near = np.concatenate([lags[:, -guard - 1 :], lags[:, : guard + 2]], axis=1)
     score = (near.real**2 + near.imag**2).sum(axis=0)
     top = int(np.argmax(score[1:-1])) + 1
     slip = top - guard - 1 + _vertex(score[top - 1 : top + 2])
-    # One Newton step on the correlation's power: a parabola alone is off by up to a tenth of a sample.
-    value, slope, bend = ((cross * np.exp(wave.slope * slip)) @ wave.powers).T
-    climb = float(np.vdot(value, slope).real)
-    curve = float(np.vdot(slope, slope).real + np.vdot(value, bend).real)
-    if curve < 0:
+    # Newton steps on the correlation's power. A parabola alone is off by up to a tenth of a sample, and with multipath
+    # the phase depends on where the delay is taken: it must be the summit, whatever the fraction of a sample.
+    for _ in range(_NEWTON_STEPS):
+        value, slope, bend = ((cross * np.exp(wave.slope * slip)) @ wave.powers).T
+        climb = float(np.vdot(value, slope).real)
+        curve = float(np.vdot(slope, slope).real + np.vdot(value, bend).real)
+        if curve >= 0:
+            break
         slip -= min(max(climb / curve, -0.5), 0.5)
     return slip, complex(value[1] * value[0].conj())
 
@@ -261,35 +292,29 @@ def _vertex(three: Float64[np.ndarray, " 3"]) -> float:
     return float(0.5 * (three[0] - three[2]) / bend) if bend < 0 else 0.0
 
 
-def _delayed(wave: Waveform, delay: float) -> tuple[Complex128[np.ndarray, " ltf"], Complex128[np.ndarray, " ltf"]]:
-    """Give one period of the LTF ``delay`` samples late, and its derivative with respect to delay."""
-    spectrum = wave.spectrum * np.exp(-wave.slope * delay)
-    return scipy.fft.ifft(spectrum), scipy.fft.ifft(-wave.slope * spectrum)
-
-
-def _solve(
-    values: Complex128[np.ndarray, " n"], rotation: Complex128[np.ndarray, " n"], wave: Waveform, delay: float
-) -> _Pair:
-    """Solve gain, missing delay and DC offset of one pair together; noise from the difference of the repeats."""
-    ltf = wave.spectrum.size
-    guard = ltf - values.size // 2
-    columns = np.empty((3, values.size), dtype=np.complex128)
-    for row, sequence in zip(columns, _delayed(wave, delay), strict=False):
-        row[: ltf - guard] = sequence[guard:]
-        row[ltf - guard :] = sequence[: ltf - guard]
-    columns[2] = rotation
+def _solve(windows: _Windows, wave: Waveform) -> _Pairs:
+    """Solve gain, missing delay and DC offset of each pair together; noise from the difference of the repeats."""
+    ltf, count = wave.spectrum.size, windows.values.shape[1]
+    guard = ltf - count // 2
+    spectra = wave.spectrum * np.exp(-wave.slope * windows.delays[:, None])
+    # The delayed sequence and its derivative with respect to delay.
+    sequences = scipy.fft.ifft(np.stack([spectra, -wave.slope * spectra], axis=1))
+    columns = np.empty((2, 3, count), dtype=np.complex128)
+    columns[:, :2, : ltf - guard] = sequences[:, :, guard:]
+    columns[:, :2, ltf - guard :] = sequences[:, :, : ltf - guard]
+    columns[:, 2] = windows.rotation
     adjoint = columns.conj()
-    gram = adjoint @ columns.T
-    gain, drift, offset = np.linalg.solve(gram, adjoint @ values)
-    clean = values - offset * rotation
+    gram = adjoint @ columns.transpose(0, 2, 1)
+    solved = np.linalg.solve(gram, adjoint @ windows.values[:, :, None])[:, :, 0]
+    clean = windows.values - solved[:, 2:] * windows.rotation
     # Repeats differ by noise alone, whatever the channel: multipath is never taken for noise.
-    repeat = clean[ltf:] - clean[:-ltf]
-    return _Pair(
-        gain=complex(gain),
-        drift=complex(drift),
-        offset=complex(offset),
+    repeat = clean[:, ltf:] - clean[:, :-ltf]
+    return _Pairs(
+        gains=[complex(gain) for gain in solved[:, 0]],
+        drifts=[complex(drift) for drift in solved[:, 1]],
+        offset=complex(solved[:, 2].mean()),
         noise=float(np.vdot(repeat, repeat).real) / (2 * repeat.size),
-        received=float(np.vdot(clean, clean).real),
-        energy=float(gram[0, 0].real),
-        bend=float(gram[1, 1].real),
+        received=np.sum(clean.real**2 + clean.imag**2, axis=1),
+        energy=gram[:, 0, 0].real,
+        bend=gram[:, 1, 1].real,
     )

@@ -22,7 +22,7 @@ from jaxtyping import Complex64, Complex128, Float64, UInt8
 
 from radio.ofdm import Profile
 
-RMS = 0.45  # of full scale: peaks stay below 0.7, between the samples too
+RMS = 0.45  # of full scale: samples stay below 0.7, the signal between them below 0.8
 BAND = 0.4  # of the sample rate, either side of DC
 HEADER_BITS = 48
 _SHAPING_PASSES = 300  # the envelope's crest falls from 5 to 3 dB
@@ -61,7 +61,7 @@ def beacon(profile: Profile, slot: int) -> Complex64[np.ndarray, " sample"]:
         slot: slot number, 0 to 2**32 - 1.
 
     Returns:
-        ``profile.beacon_samples`` samples, rms 0.45 where on, peak below 0.7 of full scale.
+        ``profile.beacon_samples`` samples, rms 0.45 where on, magnitude below 0.7 of full scale.
 
     Raises:
         ValueError: the slot number does not fit 32 bits.
