@@ -125,9 +125,11 @@ class ServerBus:
             item = await asyncio.wait_for(self._inbox.get(), timeout_s)
         except TimeoutError:
             return None
-        if isinstance(item, BaseException):
-            raise item  # one of the bus's own tasks broke: nothing more would ever arrive
-        return item
+        return _arrived(item)
+
+    def receive_now(self) -> Envelope | Lost | None:
+        """Take the next message or loss that has already arrived; None when there is none."""
+        return None if self._inbox.empty() else _arrived(self._inbox.get_nowait())
 
     async def send(self, name: str, message: Message, arrays: Arrays | None = None) -> None:
         """Send to one node.
@@ -260,6 +262,12 @@ class ServerBus:
                 "its key is not known" if refused else "it showed no key, a wrong server key, or spoke another protocol"
             )
             self._warn(code, f"a peer was refused at {self.control_address}: {why} ({count} times so far)")
+
+
+def _arrived(item: Envelope | Lost | BaseException) -> Envelope | Lost:
+    if isinstance(item, BaseException):
+        raise item  # one of the bus's own tasks broke: nothing more would ever arrive
+    return item
 
 
 class _Trust:
