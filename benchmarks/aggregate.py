@@ -6,6 +6,7 @@ the ratio per entry between two sizes (1 is linear). Run: ``OMP_NUM_THREADS=1 py
 
 from __future__ import annotations
 
+import ctypes
 import math
 import statistics
 import time
@@ -34,6 +35,7 @@ def seconds(function: Callable[[], object], repeats: int = 15) -> float:
 def peak_mb(reset: bool = False) -> float:
     """Return the largest resident size of this process since the last reset, in MB (Linux)."""
     if reset:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # or freed memory would hide what the next call takes
         Path("/proc/self/clear_refs").write_text("5")
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))

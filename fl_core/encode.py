@@ -169,7 +169,7 @@ SPARSIFIERS: dict[str, Sparsifier] = {
 
 def compress(
     update: Float[Tensor, "*batch d"],
-    memory: Float[Tensor, "*batch d"],
+    memory: Float[Tensor, ...],
     k: int,
     sparsifier: str = "top-k",
     remember: bool = True,

@@ -15,7 +15,6 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 Fading = Literal["rayleigh", "unit", "none"]
-Precoder = Literal["phase", "inversion", "none"]
 
 RAYLEIGH_MEAN = math.sqrt(math.pi) / 2.0
 """mu_h = E|h| of Rayleigh fading with E|h|^2 = 1."""
@@ -43,7 +42,7 @@ class Channel:
         return math.exp(-self.snr_db / 10.0 * math.log(10.0))
 
 
-def draw_gains(fading: Fading, clients: int, generator: torch.Generator) -> Complex[Tensor, " client"]:
+def draw_gains(fading: str, clients: int, generator: torch.Generator) -> Complex[Tensor, " client"]:
     """Draw one coefficient per client, constant over the round's symbols (block fading).
 
     ``rayleigh`` and ``unit`` take the same numbers from the generator and share their phases.
@@ -60,7 +59,7 @@ def draw_gains(fading: Fading, clients: int, generator: torch.Generator) -> Comp
     return gains if fading == "rayleigh" else RAYLEIGH_MEAN * gains / gains.abs()
 
 
-def after_precoding(gains: Complex[Tensor, " client"], precoder: Precoder) -> Complex[Tensor, " client"]:
+def after_precoding(gains: Complex[Tensor, " client"], precoder: str) -> Complex[Tensor, " client"]:
     """Return the gains that symbols see: ``phase`` |h|, ``inversion`` 1, ``none`` h.
 
     Raises:
@@ -76,13 +75,13 @@ def after_precoding(gains: Complex[Tensor, " client"], precoder: Precoder) -> Co
 
 
 def transmit_energy(
-    norms_squared: Float[Tensor, " client"], gains: Complex[Tensor, " client"], precoder: Precoder
+    norms_squared: Float[Tensor, " client"], gains: Complex[Tensor, " client"], precoder: str
 ) -> Float[Tensor, " client"]:
     """Return the energy a client spends to send symbols of this energy: divided by |h|^2 under ``inversion``."""
     return norms_squared / gains.abs().double().square() if precoder == "inversion" else norms_squared
 
 
-def mean_gain(fading: Fading, precoder: Precoder) -> float:
+def mean_gain(fading: str, precoder: str) -> float:
     """Return mu_h = E of the gain after precoding, as the server knows it (1 where the phase is left to chance)."""
     return RAYLEIGH_MEAN if precoder == "phase" and fading != "none" else 1.0
 
@@ -94,7 +93,7 @@ def ideal_mac(symbols: Complex[Tensor, "client symbol"]) -> Complex[Tensor, " sy
 
 def fading_mac(
     symbols: Complex[Tensor, "client symbol"],
-    gains: Complex[Tensor, " client"],
+    gains: Complex[Tensor, " gain"],
     noise: float,
     generator: torch.Generator,
 ) -> Complex[Tensor, " symbol"]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class View:
     adjoint: Callable[[Tensor], Tensor]
 
 
+@runtime_checkable
 class Mapping(Protocol):
     """A family of maps R^d -> C^M, one for each set of rows."""
 

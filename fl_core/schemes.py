@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Complex, Float
@@ -56,6 +56,7 @@ class Csi:
     noise: float | None = None
 
 
+@runtime_checkable
 class Scheme(Protocol):
     """An aggregation scheme. ``encode`` and ``sparsify`` accept leading batch dimensions."""
 

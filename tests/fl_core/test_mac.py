@@ -88,8 +88,12 @@ def test_infinite_snr_is_no_noise():
     [
         lambda: draw_gains("rician", 2, source()),
         lambda: after_precoding(torch.ones(2, dtype=torch.complex64), "amplitude"),
-        lambda: fading_mac(torch.zeros((2, 3), dtype=torch.complex64), torch.ones(3), 0.0, source()),
-        lambda: fading_mac(torch.zeros((2, 3), dtype=torch.complex64), torch.ones(2), -1.0, source()),
+        lambda: fading_mac(
+            torch.zeros((2, 3), dtype=torch.complex64), torch.ones(3, dtype=torch.complex64), 0.0, source()
+        ),
+        lambda: fading_mac(
+            torch.zeros((2, 3), dtype=torch.complex64), torch.ones(2, dtype=torch.complex64), -1.0, source()
+        ),
     ],
 )
 def test_mistakes_are_refused(call):
