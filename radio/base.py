@@ -53,6 +53,11 @@ class Capabilities:
     shared_reference: bool
     reports_losses: bool
 
+    @property
+    def lead_samples(self) -> int:
+        """Samples to plan between the last sample received and a burst: without timed transmit, a block more."""
+        return self.turnaround_samples + (0 if self.one_timeline else self.block_samples)
+
 
 @dataclass(frozen=True)
 class RadioConfig:
@@ -114,7 +119,7 @@ class Witness(Protocol):
         ...
 
     def amplitude(self, sender: str, receiver: str, start: int, offsets_hz: np.ndarray) -> np.ndarray:
-        """Give the true link amplitude |H| from sender to receiver, full scale to full scale, at the receiver's RX
+        """Give the true link amplitude |H| from sender to receiver, full scale to full scale, at the sender's TX
         index ``start``, at each baseband offset in Hz; float64 of the shape of ``offsets_hz``."""
         ...
 

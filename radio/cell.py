@@ -1,6 +1,6 @@
 """A whole cell in one process: one server, its nodes and their radios, without sockets or learning.
 
-What the daemons do by messages happens here by calls, in the same order. It serves tests, benchmarks and measurements of the air.
+What the daemons do by messages happens here by calls, in the same order, for tests, benchmarks and measurements.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Grid = Complex64[np.ndarray, "symbol bin"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One round: what the server decoded, what it predicts from measurements, and the true sum (symbols, as aimed at)."""
+    """One round: what the server decoded, the nodes' own predictions of their phase error, and the sum that was aimed at."""
 
     aggregate: Aggregate
     sigma_rad: Mapping[str, float]
@@ -61,7 +61,7 @@ class Cell:
     link: ServerLink = field(init=False)
     uplink: Uplink = field(init=False)
     links: dict[str, NodeLink] = field(init=False)
-    turnaround: int = field(init=False)
+    lead_samples: int = field(init=False)
 
     def open(self) -> None:
         """Open every link and measure every TX-RX offset, the server's first."""
@@ -73,12 +73,12 @@ class Cell:
             node = NodeLink(radio, self.profile, self.rx_gain_db, self.adev, self.seed + 1 + place)
             node.open()
             self.links[name] = node
-        self.turnaround = max(radio.capabilities.turnaround_samples for radio in self.nodes.values())
+        self.lead_samples = max(radio.capabilities.lead_samples for radio in self.nodes.values())
 
     def join(self) -> dict[str, str]:
         """Acquire and sound all nodes. Returns the names that were not admitted, each with the reason."""
         names = list(self.links)
-        cycle = layout(self.profile, self.turnaround, self.before, len(names) * sounding_samples(self.profile))
+        cycle = layout(self.profile, self.lead_samples, self.before, len(names) * sounding_samples(self.profile))
         first = self.link.next_slot()
         self.link.send_beacons(first, ACQUIRE_SLOTS)
         start = self.link.schedule(cycle, 1)
@@ -134,7 +134,7 @@ class Cell:
         everyone = sorted(self.links)
         shifts = [everyone.index(name) for name in names]
         payload = Payload(self.profile, self.mode, len(symbols[names[0]]), self.seed + number, appended)
-        cycle = layout(self.profile, self.turnaround, self.before, self.profile.burst_samples)
+        cycle = layout(self.profile, self.lead_samples, self.before, self.profile.burst_samples)
         first = self.link.schedule(cycle, payload.bursts)
         targets: list[np.ndarray] = []
         sigma = {}
@@ -145,7 +145,7 @@ class Cell:
             grid = payload.fill(symbols[name])
             known = canary(self.profile, self.seed + number, shift, self.mode)
             for burst, data in enumerate(grid):
-                whole = assemble(data, pilot(self.profile, shift, self.uplink.nodes_max), known, self.profile)
+                whole = assemble(data, pilot(self.profile, shift, self.uplink.nodes_max), known)
                 sent = tamper(name, node.precode(whole, self.precoder))
                 report, sigma[name] = node.follow(first + burst * cycle.slots, cycle, sent)
                 if node.radio.witness is not None:

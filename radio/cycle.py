@@ -1,7 +1,7 @@
 """When things happen on the air: beacons, then one burst, counted in server samples; knows no radio and no process.
 
-A cycle starts at a slot. Beacons stand at the starts of its first slots. The burst follows when every node had time to turn the
-last of the ``before`` beacons into samples; the beacons in between keep the trackers fed for the next cycle.
+A cycle starts at a slot. Beacons stand at the starts of its first slots. The burst follows when every node had time to
+turn the last of the ``before`` beacons into samples; the beacons in between keep the trackers fed for the next cycle.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from radio.ofdm import Profile
 
-#: Host time that a node spends between its last beacon and its transmit order, beyond the radio's own turnaround (seconds).
+#: Host time in seconds between a node's last beacon and its transmit order, beyond the radio's own turnaround.
 COMPUTE_S = 0.5e-3
 
 
@@ -31,18 +31,18 @@ class Cycle:
     slots: int
 
 
-def layout(profile: Profile, turnaround_samples: int, before: int, length_samples: int) -> Cycle:
+def layout(profile: Profile, lead_samples: int, before: int, length_samples: int) -> Cycle:
     """Lay out a cycle for the slowest node.
 
     Args:
         profile: waveform.
-        turnaround_samples: longest turnaround among the nodes, in samples at the profile's rate.
+        lead_samples: longest ``Capabilities.lead_samples`` among the nodes.
         before: beacons to track ahead of the burst, at least 1.
         length_samples: length of the burst, or of the sounding window.
     """
     guard = profile.guard_samples
     heard = (before - 1) * profile.slot_samples + profile.beacon_samples + guard
-    burst_at = heard + turnaround_samples + int(COMPUTE_S * profile.rate_hz) + guard
+    burst_at = heard + lead_samples + int(COMPUTE_S * profile.rate_hz) + guard
     room = burst_at - guard - profile.beacon_samples - guard
     beacons = max(before, room // profile.slot_samples + 1)
     slots = -(-(burst_at + length_samples + guard) // profile.slot_samples)

@@ -275,7 +275,7 @@ class Ether:
         start: int,
         events: list[StreamEvent],
     ) -> None:
-        """Put a burst on the air in pieces that are contiguous on the device, less what comes too late."""
+        """Put a burst on the air in pieces that are contiguous on the device; who has received that time already misses it."""
         heard_s = self._heard_until_s(station, {config.tx_hz})
         block = station.effects.block_samples
         at = 0
@@ -290,16 +290,15 @@ class Ether:
             cut = max(0, min(station.device_at(heard_s) - device, end - at)) if heard_s > 0.0 else 0
             if cut:
                 events.append(StreamEvent("late", index, cut))
-            if cut < end - at:
-                begin_s = station.instant_s(device + cut)
-                if all(tone.off_s != math.inf for tone in station.tones):
-                    station.leak_from(begin_s)
-                station.bursts.append(
-                    Burst(
-                        begin_s, station.instant_s(device + end - at), device + cut, station.origin_s, config.rate_hz,
-                        config.tx_hz, station.tx_phase(), station.level(), station.streams, re[at + cut : end], im[at + cut : end],
-                    )
-                )  # fmt: skip
+            begin_s = station.instant_s(device)
+            if all(tone.off_s != math.inf for tone in station.tones):
+                station.leak_from(begin_s)
+            station.bursts.append(
+                Burst(
+                    begin_s, station.instant_s(device + end - at), device, station.origin_s, config.rate_hz,
+                    config.tx_hz, station.tx_phase(), station.level(), station.streams, re[at:end], im[at:end],
+                )
+            )  # fmt: skip
             at = end
 
     def receive(self, name: str, count: int, start: int | None = None) -> Capture:
@@ -395,7 +394,7 @@ class Ether:
             return self._deposits.take(key, names)
 
     def amplitude(self, sender: str, receiver: str, start: int, offsets_hz: np.ndarray) -> np.ndarray:
-        """Give the true |H| from sender to receiver, full scale to full scale, at RX index ``start`` of the receiver."""
+        """Give the true |H| from sender to receiver, full scale to full scale, at TX index ``start`` of the sender."""
         with self._lock:
             source, sink = self._stations.get(sender), self._stations.get(receiver)
             if source is None or sink is None or source.config is None or sink.config is None:
@@ -404,7 +403,7 @@ class Ether:
             offsets_hz = np.asarray(offsets_hz, dtype=np.float64)
             if link is None:
                 return np.zeros(offsets_hz.shape)
-            time_s = sink.instant_s(sink.rx_device(start))
+            time_s = source.instant_s(source.tx_device(start))
             turns = np.exp(-2j * math.pi * np.multiply.outer(offsets_hz, link.path_delay_s))
             gain = amplitude(sink.config.rx_gain_db - sink.effects.rx_fs_offset_dbm) * source.level() * link.gain
             result: np.ndarray = gain * np.abs(turns @ link.paths(np.array([time_s]))[0])

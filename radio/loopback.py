@@ -61,7 +61,7 @@ class EtherWitness:
         return self._air.collect(key, names)
 
     def amplitude(self, sender: str, receiver: str, start: int, offsets_hz: np.ndarray) -> np.ndarray:
-        """Give the true link amplitude at the receiver's RX index ``start``, at each baseband offset in Hz."""
+        """Give the true link amplitude at the sender's TX index ``start``, at each baseband offset in Hz."""
         return self._air.amplitude(sender, receiver, start, offsets_hz)
 
 

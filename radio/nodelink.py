@@ -1,7 +1,7 @@
-"""A node's side of the link: lock to the beacons, follow phase and time, and send bursts that arrive aligned; no learning.
+"""A node's side of the link: lock to beacons, follow phase and time, send bursts that arrive aligned; no learning.
 
-Two-way tracking: the downlink phase psi(t) runs with minus the uplink phase, so a burst turned by ``exp(j psi(t))`` arrives with the
-slow constant C(f) only, which the server measures and sends back (``retune`` and restarts make it void).
+Two-way tracking: the downlink phase psi(t) is a constant minus the uplink phase, so a burst turned by ``exp(j psi(t))``
+arrives with the slow constant C(f) only, which the server measures and sends back. A retune or restart makes it void.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ Grid = Complex64[np.ndarray, "symbol bin"]
 MARGIN = 48
 #: A coarse LO offset above this is tuned away once, so that the LO leak lands inside the empty bins around DC.
 COARSE_HZ = 500.0
+#: Allan deviation between radios on one reference: what is left is their synthesisers' noise.
+SHARED_ADEV = 3e-12
 #: Beacons missed in a row before the lock is given up.
 MISSES = 3
 
@@ -60,6 +62,7 @@ class NodeLink:
     rx_gain_db: float
     adev: float
     seed: int
+    tx_attenuation_db: float = 0.0
     offset: int = 0
     tuned_hz: float = 0.0
     cfo_hz: float = 0.0
@@ -81,6 +84,7 @@ class NodeLink:
             rx_hz=self.profile.carrier_hz + shift_hz,
             bandwidth_hz=self.profile.bandwidth_hz,
             rx_gain_db=self.rx_gain_db,
+            tx_attenuation_db=self.tx_attenuation_db,
         )
         self.tuned_hz = self.radio.configure(wanted).rx_hz - self.profile.carrier_hz
 
@@ -101,7 +105,8 @@ class NodeLink:
         if abs(fix.cfo_hz) > COARSE_HZ:
             self._tune(self.tuned_hz + fix.cfo_hz)
             fix = self._search(budget_samples)
-        self.tracker = PhaseTracker(adev=self.adev, rate_hz=self.profile.rate_hz, carrier_hz=self.profile.carrier_hz)
+        adev = SHARED_ADEV if self.radio.capabilities.shared_reference else self.adev
+        self.tracker = PhaseTracker(adev=adev, rate_hz=self.profile.rate_hz, carrier_hz=self.profile.carrier_hz)
         self.clock = SlotClock(self.profile.slot_samples)
         self.missed = 0
         self._absorb(fix)
@@ -111,7 +116,7 @@ class NodeLink:
         chunk = self.profile.slot_samples + 2 * self.profile.beacon_samples
         for _ in range(max(1, budget_samples // chunk)):
             capture = self.radio.receive(chunk)
-            fix = acquire(capture.samples, self.profile, capture.start)
+            fix = acquire(capture.samples, self.profile, capture.start, tuned_offset_hz=self.tuned_hz)
             if fix is not None:
                 return fix
         raise LinkError(
@@ -147,7 +152,15 @@ class NodeLink:
         if start < self.radio.now():
             return False
         capture = self.radio.receive(self.profile.beacon_samples + 2 * MARGIN, start)
-        fix = track(capture.samples, self.profile, capture.start, expected, self.cfo_hz, slot)
+        fix = track(
+            capture.samples,
+            self.profile,
+            capture.start,
+            expected,
+            self.cfo_hz,
+            slot,
+            tuned_offset_hz=self.tuned_hz,
+        )
         if fix is None:
             self.missed += 1
             if self.missed >= MISSES:
@@ -162,7 +175,7 @@ class NodeLink:
         return True
 
     def follow(self, first_slot: int, cycle: Cycle, grid: Grid, at: int | None = None) -> tuple[TxReport, float]:
-        """Run one cycle: track its beacons and send ``grid`` so that it reaches the server at ``at`` (default ``burst_at``).
+        """Run one cycle: track its beacons and send ``grid`` so that it arrives at ``at`` (default ``burst_at``).
 
         Returns:
             The radio's report (``clipped`` counts samples limited here, too), and the predicted phase error in rad.

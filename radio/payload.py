@@ -1,4 +1,4 @@
-"""How a round's symbols lie on the air: symbols and checksums to resource elements and back; knows no link and no update."""
+"""How a round's symbols lie on the air: symbols and checksums to resource elements and back; knows no link."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Complex64, Float32
 
 from radio.ofdm import Profile, bursts_needed, pack, unpack
-from radio.verify import checksum_signs, checksums
+from radio.verify import checksum_nmse_db, checksum_signs, checksums
 
 Symbols = Complex64[np.ndarray, " symbol"]
 #: Sign vectors of a checksum: enough for an error estimate within about 2 dB.
@@ -66,3 +66,8 @@ class Payload:
         reals = unpack(grid, self.profile, self.mode, self.reals, self.seed) / np.float32(self.scale)
         body = np.ascontiguousarray(reals[: 2 * self.symbols])
         return body.view(np.complex64), reals[2 * self.symbols :]
+
+    def checksum_nmse_db(self, symbols: Symbols, checks: Float32[np.ndarray, " check"]) -> float:
+        """Estimate the error of decoded symbols from the sum of the nodes' checksums."""
+        reals = np.ascontiguousarray(symbols, np.complex64).view(np.float32)
+        return checksum_nmse_db(reals, checks, checksum_signs(self.seed, CHECKS, reals.size))

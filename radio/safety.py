@@ -227,7 +227,7 @@ class SafeRadio:
         array = np.asarray(samples)
         power = np.abs(array[array != 0].astype(np.complex128)) ** 2 if array.size else np.zeros(0)
         mean = float(np.minimum(power, 2.0).mean()) if power.size else 0.0
-        level = 10.0 * math.log10(mean) if mean > 0.0 else -math.inf
+        level = -math.inf if mean == 0.0 else 10.0 * math.log10(mean)  # stays not-a-number, and is denied
         return self._safety.radiated_dbm(level, self._config.tx_attenuation_db if self._config else 0.0)
 
     def _check(self, samples: Samples, start: int | None, power_dbm: float) -> None:

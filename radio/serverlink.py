@@ -1,11 +1,11 @@
 """The server's side of the link: the slot clock, beacons, sounding windows and burst windows; decodes no update.
 
-Slot n begins at TX index ``origin + n * slot_samples`` of the server's radio; everything the server expects is counted from there.
+Slot n begins at TX index ``origin + n * slot_samples`` of the server's radio; all it expects is counted from there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from jaxtyping import Complex64
 from radio.base import Capture, Radio, RadioConfig
 from radio.beacon import beacon
 from radio.cycle import Cycle, sounding_samples
-from radio.errors import TooLate
 from radio.ofdm import Profile, demodulate
 from radio.sync import Link, estimate_link, noise_of, sounding
 from radio.timeline import measure_offset
@@ -42,7 +41,6 @@ class ServerLink:
     offset: int = 0
     origin: int = 0
     last_slot: int = -1
-    beacon_level: float = field(default=1.0, repr=False)
 
     def open(self) -> None:
         """Configure the radio, measure its TX-RX offset and start the slot clock."""
@@ -74,12 +72,7 @@ class ServerLink:
             TooLate: the first of them can no longer be met.
         """
         for slot in range(first_slot, first_slot + count):
-            report = self.radio.transmit(
-                beacon(self.profile, slot) * np.float32(self.beacon_level),
-                self.origin + slot * self.profile.slot_samples,
-            )
-            if any(event.kind == "late" for event in report.events):
-                raise TooLate(f"beacon of slot {slot} came late", "give the server's radio a longer turnaround")
+            self.radio.transmit(beacon(self.profile, slot), self.origin + slot * self.profile.slot_samples)
         self.last_slot = max(self.last_slot, first_slot + count - 1)
 
     def schedule(self, cycle: Cycle, count: int) -> int:
@@ -105,7 +98,7 @@ class ServerLink:
     def sound(self, slot: int, cycle: Cycle, places: int) -> list[Link]:
         """Receive one sounding window and estimate the link of the node in each of its ``places``.
 
-        The estimate is full scale to full scale for a pilot of amplitude 1 per element; the caller divides by the drive.
+        The estimate holds for a pilot of amplitude 1 per element; the caller divides by the drive.
         """
         length = sounding_samples(self.profile)
         pilots = sounding(self.profile)

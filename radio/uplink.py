@@ -1,7 +1,7 @@
 """The server's knowledge of every uplink and the decoding of a superposition; knows sums, never one node's data.
 
-Amplitudes are full scale to full scale. The common level A is the amplitude per resource element at which every admitted node
-should arrive; received grids are divided by it, so a symbol of mean power 1 is one unit.
+Amplitudes are full scale to full scale. The common level A is the amplitude per resource element at which every
+admitted node should arrive; received grids are divided by it, so a symbol of mean power 1 is one unit.
 """
 
 from __future__ import annotations
@@ -9,19 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Complex64, Float32, Float64
+from jaxtyping import Complex64, Float64
 
 from radio.ofdm import Profile, canary, drive_for_backoff, split
-from radio.payload import CHECKS, Payload
+from radio.payload import Payload
 from radio.serverlink import Window
 from radio.sync import Link, merge_links, noise_of
-from radio.verify import Limits, Verdict, Verification, checksum_nmse_db, checksum_signs, judge, q_meter, verify
+from radio.verify import Limits, Verdict, Verification, judge, q_meter, verify
 
-#: Gains of the slow loops per round: phase, timing, mean power, phase variance.
-PHASE_GAIN, DELAY_GAIN, POWER_GAIN, SPREAD_GAIN = 0.2, 0.2, 0.1, 0.1
+#: Gains of the slow loops per round: phase, timing, mean power, phase variance, noise.
+PHASE_GAIN, DELAY_GAIN, POWER_GAIN, SPREAD_GAIN, NOISE_GAIN = 0.4, 0.2, 0.1, 0.1, 0.2
+#: The canary against the prediction: gain of the running ratio, and the ratio (1.5 dB) at which all links are sounded again.
+EXCESS_GAIN, EXCESS_LIMIT = 0.15, 1.41
 #: A node whose link amplitude is below this fraction of the strongest would set the level for all: it is not admitted.
 WEAKEST = 0.1
 #: Total rms of the sum at the server's converter, in dBFS: 10 dB of OFDM peaks and 4 dB of margin.
@@ -65,8 +68,9 @@ class Aggregate:
     Attributes:
         symbols: complex64 (symbol,), the received sum in units of the scaled symbols.
         elements: complex64 (burst, data, bin), the same before unpacking.
-        verifications: one per burst.
-        verdict: the worst over the bursts.
+        verification: what the pilots said, common phase taken out.
+        gains: mean pilot gain per node and burst, relative to what was expected of the node; 1 is perfect.
+        verdict: a status per node and what to do with the round.
         noise: noise variance per resource element in units of the level.
         canary_nmse_db: measured error of the known canary sum.
         checksum_nmse_db: error seen by the appended checksums, None without them.
@@ -78,7 +82,8 @@ class Aggregate:
 
     symbols: Complex64[np.ndarray, " symbol"]
     elements: Complex64[np.ndarray, "burst data bin"]
-    verifications: tuple[Verification, ...]
+    verification: Verification
+    gains: Complex64[np.ndarray, "node burst"]
     verdict: Verdict
     noise: float
     canary_nmse_db: float
@@ -101,6 +106,7 @@ class Uplink:
     limits: Limits = field(default_factory=Limits)
     peers: dict[str, Peer] = field(default_factory=dict)
     noise: float = 0.0
+    excess: float = 1.0
 
     @property
     def full_drive(self) -> float:
@@ -109,32 +115,43 @@ class Uplink:
 
     @property
     def level(self) -> float:
-        """Common receive amplitude A: what the weakest admitted node reaches, within the server's headroom."""
+        """Common receive amplitude A, within the server's headroom.
+
+        Under inversion every node must reach it, so the weakest sets it. Otherwise the median node does: stronger nodes
+        hold back, weaker ones send all they have and arrive with ``|a_k| < 1``, which phase precoding leaves in the sum.
+        """
         if not self.peers:
             return 0.0
-        weakest = min(math.sqrt(peer.power) for peer in self.peers.values())
-        bins = len(self.profile.bins)
-        room = 10 ** (HEADROOM_DBFS / 20) * math.sqrt(self.profile.fft / (bins * len(self.peers)))
-        return min(self.full_drive * weakest, room)
+        sizes = [math.sqrt(peer.power) for peer in self.peers.values()]
+        reached = self.full_drive * (min(sizes) if self.precoder == "inversion" else median(sizes))
+        return min(reached, 10 ** (HEADROOM_DBFS / 20) * math.sqrt(self.profile.fft / (len(self._bins) * len(sizes))))
+
+    @property
+    def _bins(self) -> np.ndarray:
+        return np.asarray(self.profile.bins)
 
     def drive(self, name: str) -> float:
         """Give the drive for ``name``'s precoder: transmit amplitude, or the level itself under inversion."""
         if self.precoder == "inversion":
             return self.level
-        return self.level / math.sqrt(self.peers[name].power)
+        return min(self.full_drive, self.level / math.sqrt(self.peers[name].power))
 
     def _shape(self, name: str) -> Float64[np.ndarray, " bin"]:
         """Arrival amplitude of ``name`` over the bins, of mean 1; flat under inversion."""
         if self.precoder == "inversion":
-            return np.ones(len(self.profile.bins))
+            return np.ones(self._bins.size)
         amplitude = np.abs(self.peers[name].gain).astype(np.float64)
         return cast(np.ndarray, amplitude / amplitude.mean())
 
-    def gain_mean(self, names: Sequence[str]) -> float:
-        """Mean arrival amplitude in units of the level: mu_h of the decoder, 1 under inversion."""
+    def arrival(self, name: str) -> float:
+        """Mean amplitude at which ``name`` is expected to arrive, in units of the level; 1 under inversion."""
         if self.precoder == "inversion":
             return 1.0
-        return float(np.mean([np.abs(self.peers[n].gain).mean() / math.sqrt(self.peers[n].power) for n in names]))
+        return float(np.abs(self.peers[name].gain).mean()) * self.drive(name) / self.level
+
+    def gain_mean(self, names: Sequence[str]) -> float:
+        """Mean arrival amplitude in units of the level: mu_h of the decoder, 1 under inversion."""
+        return float(np.mean([self.arrival(name) for name in names]))
 
     def first_sounding(self, name: str, link: Link) -> float:
         """Take the first look at a node: returns the timing advance that it must apply before the next soundings."""
@@ -145,8 +162,10 @@ class Uplink:
     def admit(self, soundings: Mapping[str, Sequence[Link]]) -> dict[str, str]:
         """Turn repeated soundings into link estimates and measured phase errors.
 
-        The spread of a node's phase over the soundings, each predicted over the same horizon as a burst, is its phase error;
-        the part common to all nodes (the server's own oscillator) is taken out as in a burst.
+        The spread of a node's phase over the soundings, each predicted over the horizon of a burst, is its phase error; the
+        part common to all nodes (the server's own oscillator) is taken out as in a burst.
+
+        A node known before keeps its phase error: the verification of every burst measures it better.
 
         Returns:
             Names not admitted, each with the reason.
@@ -158,8 +177,11 @@ class Uplink:
             phases[name] = turns
             gain = (merged.gain / self.full_drive).astype(np.complex64)
             peer = self.peers[name]
+            power = float(np.mean(np.abs(gain) ** 2))
+            if peer.phase_variance:
+                power = (1 - POWER_GAIN) * peer.power + POWER_GAIN * power
             self.peers[name] = replace(
-                peer, gain=gain, power=float(np.mean(np.abs(gain) ** 2)), sigma_eps=merged.sigma_gain
+                peer, gain=gain, power=power, sigma_eps=merged.sigma_gain, flagged=False
             )
             self.noise = merged.noise
         table = np.array([phases[name] for name in soundings])
@@ -177,7 +199,7 @@ class Uplink:
                     f"its link is {20 * math.log10(strongest / amplitude):.1f} dB below the strongest, the limit is "
                     f"{-20 * math.log10(WEAKEST):.0f} dB: move it closer or add gain"
                 )
-            else:
+            elif not self.peers[name].phase_variance:
                 self.peers[name] = replace(self.peers[name], phase_variance=pooled)
         return refused
 
@@ -195,81 +217,100 @@ class Uplink:
         """
         level = np.float32(self.level)
         noise = float(np.mean([noise_of(window.nulls) for window in windows])) / float(level) ** 2
-        verifications, elements, errors, expected_power = [], [], 0.0, 0.0
-        residual_phases = []
-        shapes = [self._shape(name) for name in names]
-        canaries = [canary(self.profile, canary_seed, shift, self.mode) for shift in shifts]
-        for window in windows:
-            pilots, data, known = split(window.grid / level, self.profile)
-            seen = verify(pilots, tuple(shifts), self.nodes_max, noise, self.profile)
-            mean = seen.gain.mean(1)
-            common = np.angle(mean.sum())
-            # Under phase precoding the sum aims at |a_k| x_k: what the pilots show of |a_k| is the target, not an error.
-            arrival = np.ones(len(names)) if self.precoder == "inversion" else np.abs(mean)
-            target = np.sum([a * shape * c for a, shape, c in zip(arrival, shapes, canaries, strict=True)], axis=0)
-            turn = np.complex64(np.exp(-1j * common))
-            verifications.append(replace(seen, gain=seen.gain * turn))
-            residual_phases.append(np.angle(mean * turn))
-            elements.append(data * turn)
-            known = known * turn
-            off = (known.real - target.real) if self.mode == "R" else known - target
-            errors += float(np.sum(np.abs(off) ** 2))
-            expected_power += float(np.sum(np.abs(target) ** 2))
-        grid = np.stack(elements)
+        parts = [split(window.grid / level) for window in windows]
+        expected = np.array([self.arrival(name) for name in names])
+        seen = verify(
+            np.stack([pilots for pilots, _, _ in parts]), tuple(shifts), self.nodes_max, noise, self.profile, expected
+        )
+        # The phase error that all nodes share is the server's own oscillator's: one rotation per burst undoes it.
+        gains = seen.gain.reshape(len(names), len(windows), seen.pilots)
+        common = np.exp(-1j * np.angle((expected[:, None] * gains.mean(2)).sum(0))).astype(np.complex64)
+        gains = gains * common[None, :, None]
+        seen = replace(seen, gain=gains.reshape(len(names), -1))
+        grid = np.stack([data for _, data, _ in parts]) * common[:, None, None]
+        known = np.stack([symbol for _, _, symbol in parts]) * common[:, None]
+        # Under phase precoding the sum aims at |a_k| x_k: what the pilots show of |a_k| is the target, not an error.
+        arrival = np.ones(len(names)) if self.precoder == "inversion" else expected * np.abs(gains.mean((1, 2)))
+        target = np.sum(
+            [
+                size * self._shape(name) * canary(self.profile, canary_seed, shift, self.mode)
+                for size, name, shift in zip(arrival, names, shifts, strict=True)
+            ],
+            axis=0,
+        )
+        off = known.real - target.real if self.mode == "R" else known - target
         symbols, checks = payload.read(grid)
-        self.noise = 0.9 * self.noise + 0.1 * noise * float(level) ** 2 if self.noise else noise * float(level) ** 2
+        self.noise += NOISE_GAIN * (noise * float(level) ** 2 - self.noise)
         return Aggregate(
             symbols=symbols,
             elements=grid,
-            verifications=tuple(verifications),
-            verdict=judge(verifications, self.mode, self.limits),
+            verification=seen,
+            gains=gains.mean(2),
+            verdict=judge(seen, self.mode, self.limits),
             noise=noise,
-            canary_nmse_db=10 * math.log10(max(errors, 1e-30) / expected_power),
-            checksum_nmse_db=checksum_error(payload, symbols, checks) if payload.appended else None,
-            phase_rms_rad=float(np.sqrt(np.mean(np.square(residual_phases)))),
+            canary_nmse_db=ratio_db(np.abs(off) ** 2, np.abs(target) ** 2 * len(windows)),
+            checksum_nmse_db=payload.checksum_nmse_db(symbols, checks) if payload.appended else None,
+            phase_rms_rad=float(np.sqrt(np.mean(np.angle(gains.mean(2)) ** 2))),
             q_sigma_rad=q_meter(grid, noise, len(names), 1.0) if self.mode == "R" else None,
             clipped=sum(window.capture.clipped for window in windows),
             lost=sum(event.count for window in windows for event in window.capture.events if event.kind != "clipped"),
         )
 
     def absorb(self, names: Sequence[str], aggregate: Aggregate) -> dict[str, Innovation]:
-        """Feed verification back into the slow loops; returns what each node must absorb likewise."""
+        """Feed verification back into the slow loops; returns what each node must absorb likewise.
+
+        A node that was not heard is flagged for a new sounding and gets no innovation.
+        """
         innovations = {}
-        bins = np.asarray(self.profile.bins)
-        centre = float(bins.mean()) / self.profile.fft
+        seen = aggregate.verification
+        centre = float(self._bins.mean()) / self.profile.fft
         for place, name in enumerate(names):
-            gains = np.array([seen.gain[place].mean() for seen in aggregate.verifications])
-            phase = float(np.angle(gains.mean()))
-            delay = float(np.mean([seen.slope_samples[place] for seen in aggregate.verifications]))
-            status = aggregate.verdict.nodes[place]
-            peer = self.peers[name]
+            peer, status = self.peers[name], aggregate.verdict.nodes[place]
             if status == "missing":
                 self.peers[name] = replace(peer, flagged=True)
                 continue
-            shift = DELAY_GAIN * delay
-            turn = PHASE_GAIN * phase + 2 * math.pi * centre * shift
+            gains = aggregate.gains[place]
+            size = float(np.abs(gains.mean()))
+            # Under phase precoding |gain| only says what to expect; under inversion the node divides by it.
+            stretch = size**PHASE_GAIN if self.precoder == "inversion" else size
+            shift = DELAY_GAIN * float(seen.slope_samples[place])
+            # An earlier start turns the band centre, too: the turn holds the pilots' phase and that part.
+            turn = PHASE_GAIN * float(np.angle(gains.mean())) + 2 * math.pi * centre * shift
             # The pilots' own estimation error is no phase error of the link.
-            seen_variance = float(np.mean(np.angle(gains) ** 2)) - aggregate.noise / (2 * bins.size * 3)
-            # Under phase precoding |gain| only shapes expectations; under inversion the node must absorb it, too.
-            stretch = float(np.abs(gains.mean())) ** (PHASE_GAIN if self.precoder == "inversion" else 1.0)
-            if self.precoder != "inversion":
-                stretch *= math.sqrt(peer.power) / float(np.abs(peer.gain).mean())
-            arrival = float(np.mean(np.abs(gains) ** 2))
+            variance = float(np.mean(np.angle(gains) ** 2)) - float(seen.sigma_rad[place]) ** 2 / seen.pilots
+            power = float(np.mean(np.abs(peer.gain) ** 2)) * size**2
             self.peers[name] = replace(
                 peer,
                 gain=(peer.gain * (stretch * np.exp(1j * turn))).astype(np.complex64),
-                power=peer.power * (1 + POWER_GAIN * (arrival - 1)),
+                power=(1 - POWER_GAIN) * peer.power + POWER_GAIN * power,
                 advance_samples=peer.advance_samples + shift,
-                phase_variance=(1 - SPREAD_GAIN) * peer.phase_variance + SPREAD_GAIN * max(seen_variance, 0.0),
+                phase_variance=(1 - SPREAD_GAIN) * peer.phase_variance + SPREAD_GAIN * max(variance, 0.0),
                 flagged=status in ("phase", "timing", "cfo"),
             )
             innovations[name] = Innovation(turn, stretch, shift)
         return innovations
 
+    def watch(self, canary_nmse_db: float, predicted_nmse_db: float) -> bool:
+        """Compare the canary with the prediction, round after round; True when the link estimates have aged.
+
+        Then every node is flagged: only a new sounding shows how a link changed over the band.
+        """
+        self.excess += EXCESS_GAIN * (10 ** ((canary_nmse_db - predicted_nmse_db) / 10) - self.excess)
+        if self.excess < EXCESS_LIMIT:
+            return False
+        self.excess = 1.0
+        self.peers = {name: replace(peer, flagged=True) for name, peer in self.peers.items()}
+        return True
+
+    def flag(self, name: str) -> None:
+        """Ask for a new sounding of one node."""
+        self.peers[name] = replace(self.peers[name], flagged=True)
+
     def state(self) -> dict[str, Any]:
         """Give everything needed to go on after a restart, as plain JSON values."""
         return {
             "noise": self.noise,
+            "excess": self.excess,
             "peers": {
                 name: {
                     **{k: v for k, v in vars(peer).items() if k != "gain"},
@@ -281,7 +322,7 @@ class Uplink:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a state saved by ``state``."""
-        self.noise = state["noise"]
+        self.noise, self.excess = state["noise"], state["excess"]
         self.peers = {
             name: Peer(gain=np.array([complex(*g) for g in saved["gain"]], np.complex64), **_without_gain(saved))
             for name, saved in state["peers"].items()
@@ -292,9 +333,6 @@ def _without_gain(saved: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in saved.items() if key != "gain"}
 
 
-def checksum_error(
-    payload: Payload, symbols: Complex64[np.ndarray, " symbol"], checks: Float32[np.ndarray, " check"]
-) -> float:
-    """NMSE in dB that checksums show: their residual against the checks of the decoded sum."""
-    reals = np.ascontiguousarray(symbols).view(np.float32)
-    return checksum_nmse_db(reals, checks, checksum_signs(payload.seed, CHECKS, reals.size))
+def ratio_db(error: np.ndarray, reference: np.ndarray) -> float:
+    """Mean of ``error`` over mean of ``reference``, per element, in dB; both are powers."""
+    return 10 * math.log10(max(float(error.sum()), 1e-30) / float(reference.sum()))

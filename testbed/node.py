@@ -211,7 +211,7 @@ class Node:
             self._go("restore")
         else:
             self.link.open()
-        return Ack(of="welcome", detail={"turnaround_samples": self.radio.capabilities.turnaround_samples})
+        return Ack(of="welcome", detail={"lead_samples": self.radio.capabilities.lead_samples})
 
     def _parts(self) -> tuple[NodeLink, Pupil, Experiment]:
         if self.link is None or self.pupil is None or self.experiment is None:
@@ -292,7 +292,7 @@ class Node:
         mark = pilot(link.profile, order.shift, order.shifts)
         reports = []
         for number, data in enumerate(grid):
-            burst = link.precode(assemble(data, mark, known, link.profile), order.precoder)
+            burst = link.precode(assemble(data, mark, known), order.precoder)
             reports.append(link.follow(order.first_slot + number * cycle.slots, cycle, burst))
         self._go("transmitted")
         self._testify(order, work, grid, [report.start for report, _ in reports])

@@ -1,0 +1,276 @@
+"""One round on the air, from the nodes' scalars to a stepped model; knows the plan and the sum, never one node's update."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calibration import NodeBudget, predict_nmse_db
+from radio.cell import nmse_db
+from radio.cycle import layout
+from radio.payload import Payload
+from radio.uplink import Aggregate
+from testbed.bus import Envelope
+from testbed.learner import error_power
+from testbed.messages import Plan, Report, Scale
+
+if TYPE_CHECKING:
+    from testbed.server import Server
+
+#: How often the same burst is sent when verification voids it.
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What the server knows before the burst.
+
+    Attributes:
+        number: of the round.
+        names: nodes with an update, in the order of the lab.
+        scale: common amplitude of the scheme's symbols.
+        powers: mean power of each node's scaled symbols, at most 1.
+        checks: sum of the nodes' digital checksums of scaled symbols, or None.
+        symbols: the nodes' summed scaled symbols under a scheme that does not use the air, or None.
+        nmse_predicted_db: of the sum, from measured phase errors, link errors and noise.
+        seconds_train: of the slowest node.
+        nonzeros: entries that the nodes send.
+    """
+
+    number: int
+    names: tuple[str, ...]
+    scale: float
+    powers: Mapping[str, float]
+    checks: np.ndarray | None
+    symbols: np.ndarray | None
+    nmse_predicted_db: float | None
+    seconds_train: float
+    nonzeros: int
+
+    @property
+    def over_air(self) -> bool:
+        """Whether symbols travel as radio samples."""
+        return self.symbols is None
+
+    @classmethod
+    def make(cls, server: Server, number: int, answers: Mapping[str, Envelope]) -> RoundPlan | None:
+        """Plan with the scalars that the nodes reported; None without any."""
+        scales = {name: e.message for name, e in answers.items() if isinstance(e.message, Scale)}
+        if not scales:
+            return None
+        scheme = server.teacher.scheme
+        scale = server.teacher.scale([s.norm_squared for s in scales.values()], number)
+        powers = {name: scale**2 * s.norm_squared / scheme.symbols for name, s in scales.items()}
+        symbols = predicted = checks = None
+        if scheme.over_air:
+            predicted = predict(server, powers)
+            if all(s.checksums for s in scales.values()):
+                checks = scale * np.sum([s.checksums for s in scales.values()], axis=0)
+        else:
+            symbols = np.sum([scale * answers[name].arrays["symbols"] for name in scales], axis=0)
+        return cls(
+            number,
+            tuple(scales),
+            scale,
+            powers,
+            checks,
+            symbols,
+            predicted,
+            max(s.seconds_train for s in scales.values()),
+            sum(s.nonzeros for s in scales.values()),
+        )
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What came of a round: verdict, innovations for the nodes, and the facts of its event."""
+
+    action: str
+    names: list[str]
+    verdicts: dict[str, str]
+    innovations: dict[str, tuple[float, float, float]]
+    facts: dict[str, Any]
+
+
+def predict(server: Server, powers: Mapping[str, float]) -> float:
+    """Predict the NMSE of the sum from what was measured so far, before anything is sent."""
+    uplink = server.uplink
+    exact = uplink.precoder == "inversion"
+    budgets = [
+        NodeBudget(
+            power * uplink.arrival(name) ** 2,
+            math.sqrt(uplink.peers[name].phase_variance),
+            uplink.peers[name].sigma_eps if exact else 0.0,
+        )
+        for name, power in powers.items()
+    ]
+    return predict_nmse_db(
+        "C" if uplink.mode == "C" else "R", budgets, uplink.noise / uplink.level**2
+    )
+
+
+async def run_burst(server: Server, plan: RoundPlan, losses: list[dict[str, str]]) -> Decoded:
+    """Send, receive and decode one round's bursts; repeat a voided one; step the model with a usable one."""
+    if plan.symbols is not None:
+        estimate = server.teacher.step(plan.symbols, plan.number, len(plan.names), plan.scale, 1.0, 0.0)
+        del estimate
+        facts = {"seconds_train": plan.seconds_train, "channel_uses": 0}
+        return Decoded("accept", list(plan.names), dict.fromkeys(plan.names, "ok"), {}, facts)
+    for attempt in range(ATTEMPTS):
+        decoded = await _attempt(server, plan, attempt, losses)
+        if decoded is None or decoded.action != "void" or attempt == ATTEMPTS - 1:
+            break
+        for name in plan.names:
+            await server._send(
+                name, Report(verdict="void", verdicts=decoded.verdicts, innovations=decoded.innovations, again=True)
+            )
+    if decoded is None:
+        return Decoded("void", [], {}, {}, {"seconds_train": plan.seconds_train})
+    return decoded
+
+
+def payload_of(server: Server, number: int) -> Payload:
+    """Lay out a round's payload as the nodes do."""
+    waveform = server.experiment.waveform
+    return Payload(
+        server.link.profile,
+        waveform.mode,
+        server.teacher.scheme.symbols,
+        round_seed(server.experiment.run.seed, number),
+        waveform.checksum == "analog",
+    )
+
+
+def round_seed(seed: int, number: int) -> int:
+    """Derive the seed that node and server share for one round's signs, checksums and canary."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+async def _attempt(server: Server, plan: RoundPlan, attempt: int, losses: list[dict[str, str]]) -> Decoded | None:
+    """Order one transmission of a round and decode what arrives."""
+    uplink, link = server.uplink, server.link
+    names = [name for name in plan.names if name in server.ready]
+    if not names:
+        return None
+    payload = payload_of(server, plan.number)
+    cycle = layout(
+        link.profile, server.lead_samples, server.experiment.waveform.beacons_per_cycle, link.profile.burst_samples
+    )
+    first = await asyncio.to_thread(link.schedule, cycle, payload.bursts)
+    for name in names:
+        order = Plan(
+            first_slot=first,
+            cycle={"before": cycle.before, "beacons": cycle.beacons, "burst_at": cycle.burst_at, "slots": cycle.slots},
+            bursts=payload.bursts,
+            scale=plan.scale,
+            level=uplink.level,
+            drive=uplink.drive(name),
+            shift=server.names.index(name),
+            shifts=len(server.names),
+            mode=payload.mode,
+            precoder=uplink.precoder,
+            appended=payload.appended,
+            seed=payload.seed,
+            attempt=attempt,
+        )
+        await server._send(name, order)
+    sent = await server._gather(names, "sent", server.experiment.run.train_timeout_s)
+    losses += [{"node": name, "reason": "did not send"} for name in names if name not in sent]
+    names = [name for name in names if name in sent]
+    if not names:
+        return None
+    begun = time.perf_counter()
+    decode = _Decode(server, plan, payload, names, first, cycle.slots, cycle.burst_at)
+    aggregate = await asyncio.to_thread(decode.aggregate)
+    seconds_air = payload.bursts * cycle.slots * link.profile.slot_samples / link.profile.rate_hz
+    decoded = await asyncio.to_thread(decode.conclude, aggregate, attempt, losses)
+    clipped = {name: e.message.clipped for name, e in sent.items() if getattr(e.message, "clipped", 0)}
+    decoded.facts.update(
+        seconds_air=seconds_air, seconds_decode=time.perf_counter() - begun, clipped_transmit=sum(clipped.values())
+    )
+    return decoded
+
+
+@dataclass(frozen=True)
+class _Decode:
+    """The blocking half of a round: receive, decode, judge, compare with the witness, step."""
+
+    server: Server
+    plan: RoundPlan
+    payload: Payload
+    names: list[str]
+    first: int
+    slots: int
+    burst_at: int
+
+    def aggregate(self) -> Aggregate:
+        """Receive every burst and decode their superposition."""
+        link = self.server.link
+        windows = [
+            link.window(self.first + burst * self.slots, self.burst_at, link.profile.burst_symbols)
+            for burst in range(self.payload.bursts)
+        ]
+        shifts = [self.server.names.index(name) for name in self.names]
+        return self.server.uplink.decode(windows, self.names, self.payload, self.payload.seed, shifts)
+
+    def conclude(self, aggregate: Aggregate, attempt: int, losses: list[dict[str, str]]) -> Decoded:
+        """Judge the round, feed the loops, step the model unless the round is void, and gather the facts."""
+        server, plan = self.server, self.plan
+        verdicts = dict(zip(self.names, aggregate.verdict.nodes, strict=True))
+        here = [name for name in self.names if verdicts[name] != "missing"]
+        losses += [{"node": name, "reason": status} for name, status in verdicts.items() if status != "ok"]
+        action = "void" if aggregate.lost or not here else aggregate.verdict.action
+        gain_mean = server.uplink.gain_mean(self.names)
+        innovations = server.uplink.absorb(self.names, aggregate)
+        truth = self._truth(attempt, here)
+        facts: dict[str, Any] = {
+            "nmse_canary_db": aggregate.canary_nmse_db,
+            "nmse_checksum_db": self._checksum(aggregate, here),
+            "nmse_predicted_db": plan.nmse_predicted_db,
+            "snr_db": -10 * math.log10(aggregate.noise),
+            "phase_rms_rad": aggregate.phase_rms_rad,
+            "phase_quadrature_rad": aggregate.q_sigma_rad,
+            "clipped_receive": aggregate.clipped,
+            "attempts": attempt + 1,
+            "bursts": self.payload.bursts,
+            "channel_uses": self.payload.reals if self.payload.mode == "R" else self.payload.reals // 2,
+            "control_scalars": 1 + (len(plan.checks) if plan.checks is not None else 0),
+            "nonzeros": plan.nonzeros,
+            "seconds_train": plan.seconds_train,
+        }
+        if truth is not None:
+            facts["nmse_sum_db"] = nmse_db(aggregate.symbols, self.payload.read(truth["elements"])[0])
+        if action != "void":
+            noise = error_power(plan.nmse_predicted_db or 0.0, [plan.powers[name] for name in here])
+            estimate = server.teacher.step(aggregate.symbols, plan.number, len(here), plan.scale, gain_mean, noise)
+            if truth is not None:
+                facts["nmse_update_db"] = server.teacher.nmse_db(estimate, truth["sparse"] / len(here))
+                facts["nmse_dense_db"] = server.teacher.nmse_db(estimate, truth["dense"] / len(here))
+        return Decoded(
+            action,
+            here if action != "void" else [],
+            verdicts,
+            {name: (i.turn_rad, i.stretch, i.delay_samples) for name, i in innovations.items()},
+            facts,
+        )
+
+    def _truth(self, attempt: int, here: list[str]) -> dict[str, np.ndarray] | None:
+        """Ask the simulated air for the true sums; hardware has no witness."""
+        witness = self.server.radio.witness
+        if witness is None or not here:
+            return None
+        return witness.collect(f"{self.plan.number}/{attempt}", tuple(here))
+
+    def _checksum(self, aggregate: Aggregate, here: list[str]) -> float | None:
+        """Error that the checksums show; the digital ones hold only for the full set of nodes."""
+        if self.payload.appended:
+            return aggregate.checksum_nmse_db
+        if self.plan.checks is None or len(here) < len(self.plan.names):
+            return None
+        return self.payload.checksum_nmse_db(aggregate.symbols, self.plan.checks.astype(np.float32))

@@ -1,0 +1,436 @@
+"""The server daemon: admits nodes, sounds them, plans rounds, decodes sums, steps, publishes; never sees one node's update."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import radio
+from calibration import refuse_coherent
+from radio.base import Radio
+from radio.cycle import Cycle, layout, sounding_samples
+from radio.errors import CalibrationError, LinkError, RunError, TestbedError
+from radio.ofdm import PROFILES
+from radio.serverlink import ServerLink
+from radio.uplink import Uplink
+from testbed.bus import Envelope, Lost, ServerBus
+from testbed.config import Experiment, Lab
+from testbed.learner import Teacher
+from testbed.messages import Ack, Csi, CycleTimes, Hello, Message, Nack, Report, Sound, Stop, Train, Welcome
+from testbed.round import Decoded, RoundPlan, run_burst
+from testbed.run import Checkpoint, RunFolder
+
+log = logging.getLogger(__name__)
+
+#: Slots of beacons for nodes that must first find the server, and soundings that measure link and phase error.
+ACQUIRE_SLOTS, SOUNDINGS = 100, 6
+#: A sounding below this SNR per element is no link.
+SOUNDING_FLOOR_DB = -5.0
+
+
+class Server:
+    """One run's server.
+
+    Args:
+        lab: what is in the room.
+        experiment: what to try.
+        folder: the run folder; this process alone writes its events.
+        keys: folder of the key files.
+        fingerprint: hash of what decides the numbers of the run.
+    """
+
+    def __init__(self, lab: Lab, experiment: Experiment, folder: RunFolder, keys: Path, fingerprint: str) -> None:
+        self.lab, self.experiment, self.folder, self.fingerprint = lab, experiment, folder, fingerprint
+        self.names = [entry.name for entry in lab.nodes]
+        self.bus = ServerBus(lab, keys, warn=self._warn)
+        self.teacher = Teacher(experiment)
+        self.radio: Radio = radio.open(lab.radio_uri("server"), lab.safety)
+        profile = PROFILES[experiment.waveform.profile]
+        self.link = ServerLink(self.radio, profile, lab.server.rx_gain_db, experiment.run.seed)
+        self.uplink = Uplink(profile, experiment.waveform.mode, self.teacher.scheme.precoder, len(self.names))
+        self.ready: set[str] = set()
+        self.arrivals: list[str] = []
+        self.lead_samples = 0
+        self.round = 0
+        self.first_round = 0
+        self.history: list[dict[str, Any]] = []
+        self.stopping = False
+
+    def _warn(self, code: str, text: str) -> None:
+        self.folder.emit("warning", code=code, text=text)
+
+    async def run(self, resume: bool) -> None:
+        """Run the experiment from its start, or from the newest checkpoint."""
+        await self.bus.start()
+        self.folder.publish_to(self.bus.publish)
+        restored = self._restore() if resume else False
+        self.folder.emit(
+            "run-started",
+            rounds=self.experiment.run.rounds,
+            first_round=self.first_round,
+            resumed=resume,
+            clients=self.names,
+            dimension=self.teacher.model.dimension,
+            symbols=self.teacher.scheme.symbols,
+            scheme=self.teacher.scheme.name,
+            profile=self.link.profile.name,
+            mode=self.experiment.waveform.mode,
+        )
+        outcome, reason = "failed", ""
+        try:
+            if not restored:
+                await asyncio.to_thread(self.link.open)
+            await self._join(restored)
+            for number in range(self.first_round, self.experiment.run.rounds):
+                if self.stopping:
+                    break
+                await self._round(number)
+            outcome = "stopped" if self.stopping else "finished"
+        except TestbedError as error:
+            reason = str(error)
+            raise
+        finally:
+            await self._finish(outcome, reason)
+
+    def stop(self) -> None:
+        """Finish the round that runs, save, and end."""
+        self.stopping = True
+
+    def _restore(self) -> bool:
+        """Take up the newest checkpoint; returns whether the air kept running, too."""
+        saved = self.folder.load(self.fingerprint)
+        self.teacher.restore(dict(saved.arrays))
+        self.first_round = saved.round + 1
+        event = saved.extra["event"]
+        last = [e["round"] for e in self.folder.events() if e["kind"] == "round-finished"]
+        if not last or last[-1] < saved.round:  # killed between checkpoint and event
+            self.folder.emit("round-finished", **event)
+        self.history = list(saved.extra["history"])
+        if saved.extra.get("ether") is None:
+            return False
+        self.link.restore(saved.extra["link"])
+        self.uplink.restore(saved.extra["uplink"])
+        self.lead_samples = saved.extra["lead_samples"]
+        return True
+
+    async def _join(self, restored: bool) -> None:
+        """Wait for every node of the lab, then admit them together."""
+        end = time.monotonic() + self.experiment.run.join_timeout_s
+        while len(self.arrivals) < len(self.names) and (left := end - time.monotonic()) > 0:
+            self._note(await self.bus.receive(min(left, 1.0)))
+        missing = sorted(set(self.names) - set(self.arrivals))
+        if len(missing) == len(self.names):
+            raise LinkError(
+                f"no node joined within {self.experiment.run.join_timeout_s:.0f} s at {self.bus.control_address}",
+                "start the nodes: testbed node NAME",
+            )
+        for name in missing:
+            self._warn("missing", f"node {name} did not join within {self.experiment.run.join_timeout_s:.0f} s")
+        await self._admit(restored)
+
+    async def _admit(self, restored: bool = False) -> None:
+        """Welcome the nodes that said Hello, and sound them."""
+        names, self.arrivals = sorted(set(self.arrivals)), []
+        if not names:
+            return
+        resume_round = self.first_round - 1 if restored or self.first_round else None
+        for name in names:
+            await self._send(
+                name,
+                Welcome(
+                    experiment=self.experiment.model_dump(mode="json"),
+                    client=self.names.index(name),
+                    nodes=len(self.names),
+                    shift=self.names.index(name),
+                    shifts=len(self.names),
+                    config_hash=self.fingerprint,
+                    resume_round=resume_round if self.round == self.first_round else None,
+                    restored=restored,
+                ),
+            )
+        welcomed = await self._gather(names, "ack", self.experiment.run.join_timeout_s)
+        for envelope in welcomed.values():
+            assert isinstance(envelope.message, Ack)
+            self.lead_samples = max(self.lead_samples, int(envelope.message.detail["lead_samples"]))
+        if self.teacher.scheme.over_air and not restored:
+            await self._sound(sorted(welcomed), search=True)
+        else:
+            self.ready |= set(welcomed)
+        for name in sorted(self.ready & set(names)):
+            self.folder.emit("node-changed", node=name, state="ready", round=self.round, **self._link_facts(name))
+
+    def _link_facts(self, name: str) -> dict[str, Any]:
+        peer = self.uplink.peers.get(name)
+        if peer is None:
+            return {}
+        return {
+            "link_gain_db": round(20 * _log10(peer.power**0.5), 3),
+            "advance_samples": round(peer.advance_samples, 4),
+            "phase_rms_rad": round(peer.phase_variance**0.5, 5),
+        }
+
+    async def _sound(self, names: Sequence[str], search: bool) -> None:
+        """Measure the links of ``names``; those that fail leave the ready set with a warning."""
+        profile, uplink = self.link.profile, self.uplink
+        cycle = layout(
+            profile,
+            self.lead_samples,
+            self.experiment.waveform.beacons_per_cycle,
+            len(names) * sounding_samples(profile),
+        )
+        self.ready -= set(names)
+        if search:
+            first = self.link.next_slot()
+            await asyncio.to_thread(self.link.send_beacons, first, ACQUIRE_SLOTS)
+            heard = await self._soundings(names, cycle, 1, ACQUIRE_SLOTS * profile.slot_samples)
+            for name, links in heard.items():
+                if links[0].snr_db < SOUNDING_FLOOR_DB:
+                    self._warn("not-heard", f"node {name}: sounding at {links[0].snr_db:.1f} dB")
+                    continue
+                advance = uplink.first_sounding(name, links[0])
+                await self._send(
+                    name,
+                    Csi(timing_advance_samples=advance, drive=uplink.full_drive, final=False),
+                    {"gain": links[0].gain},
+                )
+            names = [name for name in heard if name in uplink.peers]
+        heard = await self._soundings(names, cycle, SOUNDINGS, 0)
+        refused = uplink.admit(heard)
+        for name, reason in sorted(refused.items()):
+            self._warn("refused", f"node {name}: {reason}")
+        for name in sorted(set(heard) - set(refused)):
+            peer = uplink.peers[name]
+            order = Csi(timing_advance_samples=peer.advance_samples, drive=uplink.drive(name))
+            if await self._send(name, order, {"gain": peer.gain}):
+                self.ready.add(name)
+
+    async def _soundings(self, names: Sequence[str], cycle: Cycle, cycles: int, search: int) -> dict[str, list[Any]]:
+        """Order soundings of all ``names`` in shared windows and receive them."""
+        first = await asyncio.to_thread(self.link.schedule, cycle, cycles)
+        for place, name in enumerate(names):
+            order = Sound(
+                first_slot=first,
+                cycles=cycles,
+                cycle=as_times(cycle),
+                place=place,
+                drive=self.uplink.full_drive,
+                search_samples=search,
+            )
+            await self._send(name, order)
+        sent = await self._gather(names, "sent", self.experiment.run.join_timeout_s)
+        windows = [
+            await asyncio.to_thread(self.link.sound, first + n * cycle.slots, cycle, len(names)) for n in range(cycles)
+        ]
+        return {name: [row[place] for row in windows] for place, name in enumerate(names) if name in sent}
+
+    async def _round(self, number: int) -> None:
+        self.round = number
+        self._drain()
+        await self._admit()
+        flagged = sorted(name for name in self.ready if self.uplink.peers and self.uplink.peers[name].flagged)
+        if flagged:
+            await self._sound(flagged, search=True)
+        chosen = [self.names[index] for index in self.teacher.choose(number)]
+        active = [name for name in chosen if name in self.ready]
+        self.folder.emit("round-started", round=number, clients=active)
+        losses = [{"node": name, "reason": "not ready"} for name in chosen if name not in self.ready]
+        decoded = await self._exchange(number, active, losses) if active else None
+        event = self._summary(number, decoded, losses)
+        await self._conclude(number, decoded)
+        self.history.append({key: event[key] for key in HISTORY})
+        self._save(number, event)
+        self.folder.emit("round-finished", **event)
+        due = (number + 1) % self.experiment.run.evaluate_every == 0 or number + 1 == self.experiment.run.rounds
+        if due:
+            self.folder.emit("evaluated", round=number, **await asyncio.to_thread(self.teacher.evaluation, number))
+
+    async def _exchange(self, number: int, active: list[str], losses: list[dict[str, str]]) -> Decoded | None:
+        """Train, plan, and send until a burst is usable; None when nobody could."""
+        theta = {"theta": self.teacher.theta.numpy()}
+        order = Train(clients=tuple(active))
+        for name in active:
+            await self._send(name, order, theta)
+        scales = await self._gather(active, "scale", self.experiment.run.train_timeout_s)
+        losses += [{"node": name, "reason": "no update"} for name in active if name not in scales]
+        plan = RoundPlan.make(self, number, scales)
+        if plan is None:
+            return None
+        if plan.over_air:
+            self._refuse_hopeless(plan)
+        return await run_burst(self, plan, losses)
+
+    def _refuse_hopeless(self, plan: RoundPlan) -> None:
+        worst = max(plan.names, key=lambda name: self.uplink.peers[name].phase_variance)
+        reason = refuse_coherent(self.uplink.peers[worst].phase_variance ** 0.5)
+        if reason:
+            raise CalibrationError(
+                f"round {plan.number}, node {worst}: {reason}",
+                "use a lower carrier, a shared reference, a better crystal or a shorter turnaround",
+            )
+
+    async def _conclude(self, number: int, decoded: Decoded | None) -> None:
+        """Tell all nodes how the round went and wait until each has saved its side."""
+        due = (number + 1) % self.experiment.run.checkpoint_every == 0 or number + 1 == self.experiment.run.rounds
+        report = Report(verdict="void", save=due)
+        if decoded is not None:
+            report = Report(
+                verdict=decoded.action,
+                verdicts=decoded.verdicts,
+                innovations=decoded.innovations,
+                nmse_canary_db=decoded.facts.get("nmse_canary_db"),
+                save=due,
+            )
+        here = [name for name in self.names if name in self.bus.present and name not in self.arrivals]
+        for name in here:
+            await self._send(name, report)
+        await self._gather(here, "ack", self.lab.heartbeat.allowance_s + self.experiment.run.train_timeout_s)
+
+    def _summary(self, number: int, decoded: Decoded | None, losses: list[dict[str, str]]) -> dict[str, Any]:
+        """Build the fields of ``round-finished``."""
+        facts: dict[str, Any] = dict.fromkeys(FACTS)
+        facts |= {"bursts": 0, "channel_uses": 0, "seconds_train": 0.0, "seconds_air": 0.0, "seconds_decode": 0.0}
+        names: list[str] = []
+        if decoded is not None:
+            facts |= decoded.facts
+            names = decoded.names
+        voided = decoded is None or decoded.action == "void"
+        return {"round": number, "clients": names, **facts, "losses": losses, "voided": voided}
+
+    def _save(self, number: int, event: dict[str, Any]) -> None:
+        every = self.experiment.run.checkpoint_every
+        if (number + 1) % every and number + 1 < self.experiment.run.rounds:
+            return
+        witness = self.radio.witness
+        extra = {
+            "event": event,
+            "history": self.history,
+            "ether": None if witness is None else witness.state(),
+            "link": self.link.state(),
+            "uplink": self.uplink.state(),
+            "lead_samples": self.lead_samples,
+        }
+        self.folder.save(Checkpoint(number, self.fingerprint, self.teacher.arrays(), extra=extra))
+
+    async def _finish(self, outcome: str, reason: str) -> None:
+        """Compare, report the end, stop every node."""
+        try:
+            done = len(self.history)
+            summary: dict[str, Any] = {"outcome": outcome, "reason": reason, "rounds": done}
+            for key in HISTORY[2:]:
+                seen = [row[key] for row in self.history if row[key] is not None]
+                summary[f"median_{key}"] = median(seen) if seen else None
+            summary["voided"] = sum(1 for row in self.history if row["voided"])
+            if outcome == "finished":
+                summary["trained"] = self.teacher.evaluation(done - 1)
+                if self.experiment.run.compare:
+                    summary |= await asyncio.to_thread(self.teacher.comparison, done)
+            self.folder.emit("run-finished", **summary)
+        finally:
+            await self.bus.send_all(self.bus.present, Stop(reason=outcome))
+            await asyncio.to_thread(self.radio.close)
+            await self.bus.close()
+            self.folder.close()
+
+    async def _send(self, name: str, message: Message, arrays: dict[str, Any] | None = None) -> bool:
+        """Send with the run's name and round; a node that is gone shows up as ``Lost``."""
+        stamped = message.model_copy(update={"run": self.folder.name, "round": self.round})
+        return not await self.bus.send_all([name], stamped, arrays)
+
+    def _drain(self) -> None:
+        """Note what arrived between orders, without waiting."""
+        while (item := self.bus.receive_now()) is not None:
+            self._note(item)
+
+    def _note(self, item: Envelope | Lost | None) -> None:
+        """Handle news that no order waits for: arrivals and losses."""
+        if isinstance(item, Lost):
+            self.ready.discard(item.name)
+            self.uplink.peers.pop(item.name, None)
+            self.folder.emit("node-changed", node=item.name, state="lost", round=self.round)
+        elif isinstance(item, Envelope) and isinstance(item.message, Hello):
+            self.ready.discard(item.name)
+            self.uplink.peers.pop(item.name, None)
+            if item.name not in self.arrivals:
+                self.arrivals.append(item.name)
+
+    async def _gather(self, names: Iterable[str], kind: str, timeout_s: float) -> dict[str, Envelope]:
+        """Wait for one answer of ``kind`` from each name; the dead, the refusing and the late are left out.
+
+        Returns:
+            Answers by name, in the order of the lab file, so that nothing depends on who was first.
+        """
+        waiting = set(names)
+        answers: dict[str, Envelope] = {}
+        refusals: dict[str, str] = {}
+        end = time.monotonic() + timeout_s
+        while waiting and (left := end - time.monotonic()) > 0:
+            item = await self.bus.receive(min(left, 1.0))
+            if isinstance(item, Lost) or (isinstance(item, Envelope) and isinstance(item.message, Hello)):
+                waiting.discard(item.name)
+                self._note(item)
+            elif isinstance(item, Envelope) and item.name in waiting and item.message.round == self.round:
+                if isinstance(item.message, Nack):
+                    waiting.discard(item.name)
+                    refusals[item.name] = f"{item.message.of}: {item.message.reason}"
+                elif item.message.kind == kind:
+                    waiting.discard(item.name)
+                    answers[item.name] = item
+        for name in sorted(refusals):
+            self._warn("nack", f"node {name}: {refusals[name]}")
+            if name in self.uplink.peers:
+                self.uplink.flag(name)
+        for name in sorted(waiting):
+            self._warn("timeout", f"node {name}: no {kind} within {timeout_s:.0f} s")
+        return {name: answers[name] for name in self.names if name in answers}
+
+
+HISTORY = ("round", "voided", "nmse_sum_db", "nmse_canary_db", "nmse_predicted_db", "nmse_update_db", "phase_rms_rad")
+FACTS = (
+    "nmse_sum_db",
+    "nmse_update_db",
+    "nmse_dense_db",
+    "nmse_canary_db",
+    "nmse_checksum_db",
+    "nmse_predicted_db",
+    "snr_db",
+    "phase_rms_rad",
+)
+
+
+def as_times(cycle: Cycle) -> CycleTimes:
+    """Turn the radio's form of a cycle into the wire's."""
+    return CycleTimes(**asdict(cycle))
+
+
+def _log10(value: float) -> float:
+    from math import log10
+
+    return log10(max(value, 1e-30))
+
+
+async def serve_server(
+    lab: Lab, experiment: Experiment, folder: RunFolder, keys: Path, fingerprint: str, resume: bool = False
+) -> None:
+    """Run the server of one experiment to its end.
+
+    Args:
+        lab: what is in the room.
+        experiment: what to try.
+        folder: the run folder.
+        keys: folder of the key files.
+        fingerprint: hash of what decides the numbers of the run.
+        resume: go on from the newest checkpoint of ``folder``.
+
+    Raises:
+        TestbedError: what ended the run early.
+    """
+    await Server(lab, experiment, folder, keys, fingerprint).run(resume)
+
+
+__all__ = ["RunError", "Server", "as_times", "serve_server"]
