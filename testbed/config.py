@@ -253,7 +253,7 @@ def load(experiment: Path | None = None, lab: Path | None = None, overrides: Seq
     raise_all(problems)
     assert isinstance(room, Lab) and isinstance(plan, Experiment)
     pair = Pair(room, plan, str(lab or BUILT_IN), str(experiment or BUILT_IN))
-    raise_all(check(room, plan, pair.lab_source, pair.experiment_source))
+    raise_all(check(room, plan, pair.lab_source, pair.experiment_source, theirs))
     return pair
 
 

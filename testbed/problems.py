@@ -138,11 +138,27 @@ def _keys_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
 
 
-def check(lab: Lab, experiment: Experiment | None, lab_source: str, experiment_source: str) -> list[ConfigError]:
-    """Check what no single field can know: names that must differ, and whether lab and experiment fit each other."""
+def check(
+    lab: Lab,
+    experiment: Experiment | None,
+    lab_source: str,
+    experiment_source: str,
+    overridden: Iterable[str] = (),
+) -> list[ConfigError]:
+    """Check what no single field can know: names that must differ, and whether lab and experiment fit each other.
+
+    Args:
+        lab: what is in the room.
+        experiment: what to try; None: check the lab alone.
+        lab_source: file that the lab was read from.
+        experiment_source: file that the experiment was read from.
+        overridden: experiment keys given on the command line; their problems name ``--set``.
+    """
     problems: list[ConfigError] = []
+    typed = tuple(overridden)
 
     def wrong(source: str, text: str, remedy: str) -> None:
+        source = "--set" if text.split(" = ")[0] in typed else source
         problems.append(ConfigError(f"{source}: {text}", remedy))
 
     for name, times in Counter(entry.name for entry in lab.nodes).items():

@@ -1,0 +1,330 @@
+"""Knows the commands, their options and how errors are shown; every command hands over to one function elsewhere.
+
+Heavy modules are imported inside the commands, so that ``testbed --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from radio.errors import RunError, TestbedError
+
+if TYPE_CHECKING:
+    from testbed.config import Pair
+    from testbed.run import RunFolder
+
+app = typer.Typer(
+    name="testbed",
+    help="Over-the-air federated meta-learning: on software-defined radios, or on a simulated air.",
+    epilog="Start here: [bold]testbed run[/] trains on a simulated air and needs no file and no radio.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+)
+
+LabFile = Annotated[
+    Path | None, typer.Option("--lab", help="lab.toml: what is in the room. Default: the built-in loopback lab.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; lab keys start with lab. May be repeated."),
+]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run folders.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
+Target = Annotated[
+    Path | None,
+    typer.Argument(help="experiment.toml, or a run folder to repeat. Default: the built-in experiment."),
+]
+Resume = Annotated[
+    str | None,
+    typer.Option("--resume", metavar="RUN", help="Go on with a run: its folder, its number, or latest."),
+]
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="More log; -vv for everything.")] = 0,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
+) -> None:
+    """Options that come before the command."""
+    daemon = context.invoked_subcommand in ("server", "node", "ether")  # their log is their only voice
+    level = logging.ERROR if quiet else [logging.INFO if daemon else logging.WARNING, logging.INFO][min(verbose, 1)]
+    logging.basicConfig(
+        level=logging.DEBUG if verbose > 1 else level,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+        force=True,
+    )
+
+
+@app.command(epilog="Example: [bold]testbed init my-lab[/], then [bold]testbed run my-lab/experiment.toml[/]")
+def init(folder: Annotated[Path, typer.Argument(help="Where; made if absent.")] = Path()) -> None:
+    """Write starter files and keys: lab.toml, experiment.toml, keys/.
+
+    Files and keys that exist are left alone, so it can be run again after nodes were added to lab.toml.
+    """
+    from testbed.checkpoint import disk_errors
+    from testbed.config import load_lab, starter
+    from testbed.keys import READER, SERVER, make_keys
+
+    with disk_errors(folder, "write starter files"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("lab.toml", "experiment.toml"):
+            path = folder / name
+            if path.exists():
+                print(f"{path}: exists, left alone")
+            else:
+                path.write_text(starter(name), encoding="utf-8")
+                print(f"{path}: written")
+    lab = load_lab(folder / "lab.toml")
+    if lab.keys:
+        made = make_keys(Path(lab.keys), [SERVER, READER, *(entry.name for entry in lab.nodes)])
+        print(f"{lab.keys}: new keys for {', '.join(made)}" if made else f"{lab.keys}: all keys exist, left alone")
+    print(f"next: testbed run {folder / 'experiment.toml'}")
+
+
+@app.command(
+    epilog="Examples: [bold]testbed run[/]; [bold]testbed run experiment.toml --set scheme.keep=0.1[/]; "
+    "[bold]testbed run --resume latest[/]; [bold]testbed run runs/7[/] (again, from the start)"
+)
+def run(
+    target: Target = None,
+    lab: LabFile = None,
+    settings: Settings = None,
+    resume: Resume = None,
+    runs: Runs = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment.
+
+    A loopback lab is started whole: the simulated air, the server and every node, each a process of its own. For a lab
+    of real machines only the server is started here; start the nodes with [bold]testbed node NAME[/] on theirs.
+    """
+    from rich.console import Console
+
+    from testbed.launch import launch
+    from testbed.terminal import JsonReader, Terminal
+
+    pair, folder = _prepare(target, lab, settings or [], resume, runs)
+    console = Console(stderr=as_json)
+    if not as_json:
+        _introduce(console, pair, folder, resume is not None)
+    reader = JsonReader() if as_json else Terminal(console, _short(folder.path))
+    with _interruptible(), reader:
+        launch(pair, folder, resume=resume is not None, overrides=(settings or []) if resume else (), reader=reader)
+
+
+@app.command(epilog="Example: [bold]testbed server experiment.toml --lab lab.toml[/]")
+def server(
+    target: Target = None,
+    lab: LabFile = None,
+    settings: Settings = None,
+    resume: Resume = None,
+    runs: Runs = Path("runs"),
+    folder: Annotated[Path | None, typer.Option(help="Existing run folder to fill.", hidden=True)] = None,
+) -> None:
+    """Run the server of an experiment in this process: it admits nodes, gives orders, receives sums, learns."""
+    from testbed.launch import die_with_parent
+    from testbed.run import RunFolder
+
+    die_with_parent()
+    if folder is not None:
+        place = RunFolder.open(folder)
+        pair = _load(folder, None, settings or [])
+    else:
+        pair, place = _prepare(target, lab, settings or [], resume, runs)
+    keys = _keys_of(pair, place)
+    from testbed.server import serve_server
+
+    _serve(serve_server(pair.lab, pair.experiment, place, keys, pair.fingerprint(), resume is not None))
+
+
+@app.command(epilog="Example: [bold]testbed node node-3 --lab lab.toml[/]")
+def node(
+    name: Annotated[str, typer.Argument(help="Name of the node in lab.toml.")],
+    lab: LabFile = None,
+    settings: Settings = None,
+    folder: Annotated[Path | None, typer.Option(help="For its memory. Default: nodes/NAME.")] = None,
+) -> None:
+    """Run one node: a radio and a client that obey the server in lab.toml. Ends when the server ends."""
+    from testbed.config import load_lab
+    from testbed.launch import die_with_parent
+
+    die_with_parent()
+    room = load_lab(lab, settings or [])
+    room.node(name)
+    from testbed.node import serve_node
+
+    _serve(serve_node(room, name, folder or Path("nodes") / name, Path(room.keys)))
+
+
+@app.command(epilog="Example: [bold]testbed ether --lab lab.toml[/]")
+def ether(lab: LabFile = None, settings: Settings = None) -> None:
+    """Run the simulated air of a loopback lab. Radios open on it as loopback:tcp://127.0.0.1:PORT/NAME."""
+    from radio.errors import ConfigError
+    from radio.ether import Ether
+    from radio.loopback import EtherServer
+    from testbed.config import load_lab
+    from testbed.launch import announce_ready, die_with_parent
+
+    die_with_parent()
+    room = load_lab(lab, settings or [])
+    if room.ether is None:
+        raise ConfigError(f"lab {room.name!r} has no [ether] table", "add one, or use its real radios")
+    air = EtherServer(Ether(room.ether, room.radio_names), room.ether_address)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        air.stop()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    logging.getLogger(__name__).info("the simulated air listens on %s", air.address)
+    announce_ready("ether")
+    air.serve()
+
+
+@app.command(epilog="Example: [bold]testbed doctor --lab lab.toml --json[/]")
+def doctor(lab: LabFile = None, settings: Settings = None, runs: Runs = Path("runs"), as_json: AsJson = False) -> None:
+    """Check this machine: packages, libraries, ports, keys, disk. Each line that is not green names the remedy."""
+    from testbed.config import load_lab
+    from testbed.doctor import examine
+
+    checks = examine(load_lab(lab, settings or []), runs)
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks], indent=1))
+    else:
+        from rich.console import Console
+        from rich.markup import escape
+
+        console = Console()
+        for check in checks:
+            remedy = f" [bold]-> {escape(check.remedy)}[/]" if check.remedy else ""
+            line = f"[{check.level}]{check.level:<6}[/] {check.name}: {escape(check.found)}{remedy}"
+            console.print(line, soft_wrap=True, highlight=False)
+    if any(check.level == "red" for check in checks):
+        raise typer.Exit(1)
+
+
+def _prepare(
+    target: Path | None, lab: Path | None, settings: Sequence[str], resume: str | None, runs: Path
+) -> tuple[Pair, RunFolder]:
+    from testbed.run import RunFolder, find_run
+
+    if resume is None:
+        pair = _load(target, lab, settings)
+        return pair, RunFolder.create(runs, pair)
+    if target is not None or lab is not None:
+        raise RunError("--resume takes its files from the run folder", "leave experiment and --lab away, or use --set")
+    folder = find_run(resume, runs)
+    pair = _load(folder.path, None, settings)
+    folder.load(pair.fingerprint())  # a damaged checkpoint is reported here, before anything is started
+    return pair, folder
+
+
+def _load(target: Path | None, lab: Path | None, settings: Sequence[str]) -> Pair:
+    from testbed.config import load
+
+    return load(target, lab, settings)
+
+
+def _keys_of(pair: Pair, folder: RunFolder) -> Path:
+    from testbed.keys import READER, SERVER, make_keys
+
+    if pair.lab.keys:
+        return Path(pair.lab.keys)
+    make_keys(folder.keys, [SERVER, READER, *(entry.name for entry in pair.lab.nodes)])
+    return folder.keys
+
+
+def _introduce(console: Any, pair: Pair, folder: RunFolder, resumed: bool) -> None:
+    from testbed.config import BUILT_IN
+
+    def source(text: str, what: str) -> str:
+        return f"the built-in {what}" if text == BUILT_IN else text
+
+    doing = "resuming" if resumed else "running"
+    lab, experiment = source(pair.lab_source, "lab"), source(pair.experiment_source, "experiment")
+    where = "on a simulated air" if pair.lab.ether is not None else "on real radios: waiting for the nodes"
+    text = f"{doing} {experiment} in {lab}: {len(pair.lab.nodes)} nodes {where}; writing to {_short(folder.path)}"
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _serve(daemon: Coroutine[Any, Any, None]) -> None:
+    """Run a daemon until it ends or is told to: SIGTERM and SIGINT cancel it, so that it mutes, saves and closes."""
+
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        await daemon
+
+    with _interruptible():
+        try:
+            asyncio.run(main())
+        except asyncio.CancelledError:
+            raise SystemExit(128 + signal.SIGTERM) from None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Make Ctrl-C and SIGTERM leave through every ``finally``, with the exit code that shells expect."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _report_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show a defect of ours as one line, and keep its traceback in a file for the report."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    name = f"testbed-crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    path = Path(tempfile.gettempdir()) / name
+    try:
+        path.write_text(text, encoding="utf-8")
+        where = f"the traceback is in {path}: please report it"
+    except OSError:
+        where = f"its traceback could not be written to {path}"
+    line = str(error).splitlines()[0] if str(error) else ""
+    print(f"error[defect]: {kind.__name__}: {line} -> {where}", file=sys.stderr)
+
+
+def main() -> None:
+    """Run the command line. A user's mistake is one line per problem on standard error, and an exit code."""
+    sys.excepthook = _report_crash
+    try:
+        app()
+    except TestbedError as error:
+        for problem in getattr(error, "problems", (error,)):
+            print(f"error[{problem.slug}]: {problem}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None

@@ -1,0 +1,161 @@
+"""Knows how a run looks in a terminal: a live bar, plain lines in a log, a table at the end; it only reads events."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+__all__ = ["JsonReader", "Terminal"]
+
+Event = Mapping[str, Any]
+
+
+class JsonReader:
+    """Writes every event as one JSON line to standard output, for other programs."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sys.stdout.flush()
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+        sys.stdout.write(json.dumps(dict(event), separators=(",", ":")) + "\n")
+        sys.stdout.flush()
+
+
+class Terminal:
+    """Follows a run: a bar that moves on a terminal, one line per event elsewhere, and the final table.
+
+    Args:
+        console: where to draw.
+        folder: name of the run folder, shown last.
+    """
+
+    def __init__(self, console: Console, folder: str) -> None:
+        self._console = console
+        self._folder = folder
+        self._accuracy: float | None = None
+        self._progress = Progress(
+            TextColumn("[bold]round"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=None, facts="the nodes are joining")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+        kind = event.get("kind")
+        if kind == "run-started":
+            self._progress.update(self._task, total=event.get("rounds"), completed=event.get("first_round", 0))
+            count = len(event.get("clients", ()))
+            self._line(
+                f"run {event.get('run')}: {count} clients, scheme {event.get('scheme')}, "
+                f"{event.get('profile')} {event.get('mode')}-mode, {event.get('dimension')} parameters"
+            )
+        elif kind == "round-finished":
+            self._round(event)
+        elif kind == "evaluated":
+            self._accuracy = event.get("accuracy_new_clients")
+            self._line(f"round {_one(event)}: accuracy of new clients {_percent(self._accuracy)}")
+        elif kind == "warning":
+            self._line(f"[yellow]warning[/]: {_plain(event.get('text', event))}", always=True)
+        elif kind == "node-changed" and event.get("state") != "ready":
+            self._line(f"node {event.get('node')}: {event.get('state')}", always=True)
+        elif kind == "run-finished":
+            self._finish(event)
+
+    def _round(self, event: Event) -> None:
+        facts = (
+            f"NMSE measured {_db(event.get('nmse_sum_db'))}, canary {_db(event.get('nmse_canary_db'))}, "
+            f"predicted {_db(event.get('nmse_predicted_db'))} dB"
+        )
+        if self._accuracy is not None:
+            facts += f"; accuracy {_percent(self._accuracy)}"
+        self._progress.update(self._task, completed=_one(event), facts=facts)
+        voided = " VOIDED" if event.get("voided") else ""
+        if not self._console.is_terminal:
+            self._line(f"round {_one(event)}{voided}: {facts}, {len(event.get('clients', ()))} clients")
+        elif voided:
+            self._line(f"[yellow]round {_one(event)} voided[/]: {_plain(event.get('losses'))}", always=True)
+
+    def _finish(self, event: Event) -> None:
+        self._progress.stop()
+        if event.get("outcome") != "finished":
+            self._line(f"run {_plain(event.get('outcome'))}: {_plain(event.get('reason'))}", always=True)
+        table = Table(title="Accuracy of clients never seen in training", title_justify="left")
+        table.add_column("trained with")
+        table.add_column("before", justify="right")
+        table.add_column("after one fine-tuning step", justify="right")
+        for key, label in (
+            ("trained", "over the air"),
+            ("error_free", "error-free aggregation, same seeds"),
+            ("untrained", "no training"),
+        ):
+            row = event.get(key)
+            if isinstance(row, Mapping):
+                before, after = row.get("accuracy_new_clients_before"), row.get("accuracy_new_clients")
+                table.add_row(label, _percent(before), _percent(after))
+        if table.row_count:
+            self._console.print(table)
+        medians = [
+            (label, event[key])
+            for key, label in (
+                ("median_nmse_sum_db", "measured"),
+                ("median_nmse_canary_db", "canary"),
+                ("median_nmse_predicted_db", "predicted"),
+            )
+            if event.get(key) is not None
+        ]
+        if medians:
+            text = ", ".join(f"{label} {_db(value)} dB" for label, value in medians)
+            voided = event.get("voided", 0)
+            self._console.print(f"NMSE of the sum, median over {event.get('rounds')} rounds: {text}; {voided} voided")
+        self._console.print(f"run folder: {self._folder}", soft_wrap=True, highlight=False)
+
+    def _line(self, text: str, always: bool = False) -> None:
+        """Print a line: on a terminal only what must not scroll out of sight unseen, in a log everything."""
+        if always or not self._console.is_terminal:
+            self._console.print(text, soft_wrap=True, highlight=False)
+
+
+def _one(event: Event) -> int:
+    """Rounds count from 0 in events and from 1 for people."""
+    return int(event.get("round", 0)) + 1
+
+
+def _db(value: Any) -> str:
+    return f"{value:.1f}" if isinstance(value, int | float) else "-"
+
+
+def _percent(value: Any) -> str:
+    return f"{100 * value:.1f} %" if isinstance(value, int | float) else "-"
+
+
+def _plain(value: Any) -> str:
+    """Text of others, with the brackets that rich would take for markup made harmless."""
+    return str(value).replace("[", r"\[")
