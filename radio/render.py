@@ -43,7 +43,7 @@ def render(
     last = -(-(start + count) // air.BLOCK)
     for low in range(first, last, SEGMENT):
         blocks = min(SEGMENT, last - low)
-        re, im = _antenna(receiver, senders, options, low, blocks)
+        re, im = antenna(receiver, senders, options, low, blocks)
         begin = max(start, low * air.BLOCK)
         end = min(start + count, (low + blocks) * air.BLOCK)
         if not receiver.agc:
@@ -90,7 +90,7 @@ def _convert(
     )  # fmt: skip
 
 
-def _antenna(
+def antenna(
     receiver: Station, senders: list[tuple[Station, Link]], options: EtherOptions, low: int, blocks: int
 ) -> tuple[Float32[np.ndarray, " sample"], Float32[np.ndarray, " sample"]]:
     """Sum everything that reaches a receiver's mixer over whole blocks, in sqrt(mW) after the mixer, before noise."""
@@ -100,7 +100,7 @@ def _antenna(
     edges = np.arange(low, low + blocks + 1) * air.BLOCK
     reading = receiver.origin_s + edges / config.rate_hz
     time_s = receiver.clock.instant(reading)
-    own = config.rx_hz * (reading - time_s)  # cycles by which the receive LO is ahead of its nominal
+    own = config.rx_hz * receiver.clock.error_s(time_s)  # cycles by which the receive LO is ahead of its nominal
     for sender, link in senders:
         _add_sender(receiver, sender, link, time_s, own, low * air.BLOCK, re, im)
     if options.interferer_dbm != float("-inf") and hears(receiver, options.interferer_hz):
