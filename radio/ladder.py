@@ -92,7 +92,7 @@ def ltf_rung(
     if begin < 0 or begin + 2 * (ltf + margin) > samples.size:
         return None
     sequence = scipy.fft.ifft(wave.spectrum)
-    stretch, rotation = _turned(samples, begin, 2 * ltf + 2 * margin, profile, cfo_hz, begin)
+    stretch, rotation = _turned(samples, begin, 2 * ltf + 2 * margin, profile, cfo_hz, float(begin))
     stretch -= np.mean(stretch * rotation.conj()) * rotation  # the DC offset: the LTF has nothing near it
     size = scipy.fft.next_fast_len(stretch.size)
     matched = scipy.fft.ifft(scipy.fft.fft(stretch, size) * scipy.fft.fft(sequence, size).conj())
@@ -104,7 +104,7 @@ def ltf_rung(
     first = begin + top
     if first + profile.second_ltf + 2 * ltf > samples.size:
         return None
-    second, _ = _turned(samples, first + profile.second_ltf, 2 * ltf, profile, cfo_hz, begin)
+    second, _ = _turned(samples, first + profile.second_ltf, 2 * ltf, profile, cfo_hz, float(begin))
     late = second.reshape(2, ltf) @ sequence.conj()
     lag = matched[top + ltf] * np.conj(matched[top]) + late[1] * np.conj(late[0])
     return first, cfo_hz + float(np.angle(lag)) * profile.rate_hz / (2 * np.pi * ltf)
