@@ -123,6 +123,10 @@ class Witness(Protocol):
         index ``start``, at each baseband offset in Hz; float64 of the shape of ``offsets_hz``."""
         ...
 
+    def state(self) -> dict[str, Any]:
+        """Give all that the simulated air needs to continue bit for bit after a restart, as JSON values."""
+        ...
+
 
 @runtime_checkable
 class Radio(Protocol):

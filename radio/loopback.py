@@ -1,7 +1,7 @@
 """Radios on the simulated air, in process or over a local socket; knows the Radio protocol, hides true time.
 
-On the socket a DEALER sends a pair of frames (JSON header, raw bytes) to a ROUTER, which answers with a pair. No pickle;
-errors travel by class name and are raised again as the same class.
+On the socket a DEALER sends a pair of frames (JSON header, raw bytes) to a ROUTER, which answers with a pair. No
+pickle; errors travel by class name and are raised again as the same class.
 """
 
 from __future__ import annotations
@@ -63,6 +63,10 @@ class EtherWitness:
     def amplitude(self, sender: str, receiver: str, start: int, offsets_hz: np.ndarray) -> np.ndarray:
         """Give the true link amplitude at the sender's TX index ``start``, at each baseband offset in Hz."""
         return self._air.amplitude(sender, receiver, start, offsets_hz)
+
+    def state(self) -> dict[str, Any]:
+        """Give all that the air needs to continue bit for bit after a restart, as JSON values."""
+        return self._air.state()
 
 
 class LoopbackRadio:
@@ -211,7 +215,7 @@ class EtherServer:
             number = header.get("id")
             if header.get("version") != VERSION:
                 raise ProtocolMismatch(
-                    f"the client speaks version {header.get('version')} of the ether protocol, this side version {VERSION}",
+                    f"the client speaks ether protocol version {header.get('version')}, this side version {VERSION}",
                     "install the same release on both sides",
                 )
             result, arrays = self._call(frames[0], header, unpack(header.get("arrays", []), frames[2]))

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from radio.errors import RunError, TestbedError
+from testbed.parent import PARENT_VARIABLE, announce_ready, die_with_parent
 
 if TYPE_CHECKING:
     from testbed.config import Pair
@@ -143,7 +144,6 @@ def server(
     folder: Annotated[Path | None, typer.Option(help="Existing run folder to fill.", hidden=True)] = None,
 ) -> None:
     """Run the server of an experiment in this process: it admits nodes, gives orders, receives sums, learns."""
-    from testbed.launch import die_with_parent
     from testbed.run import RunFolder
 
     die_with_parent()
@@ -167,7 +167,6 @@ def node(
 ) -> None:
     """Run one node: a radio and a client that obey the server in lab.toml. Ends when the server ends."""
     from testbed.config import load_lab
-    from testbed.launch import die_with_parent
 
     die_with_parent()
     room = load_lab(lab, settings or [])
@@ -184,7 +183,6 @@ def ether(lab: LabFile = None, settings: Settings = None) -> None:
     from radio.ether import Ether
     from radio.loopback import EtherServer
     from testbed.config import load_lab
-    from testbed.launch import announce_ready, die_with_parent
 
     die_with_parent()
     room = load_lab(lab, settings or [])
@@ -316,14 +314,17 @@ def _report_crash(kind: type[BaseException], error: BaseException, trace: Traceb
     except OSError:
         where = f"its traceback could not be written to {path}"
     line = str(error).splitlines()[0] if str(error) else ""
+    if PARENT_VARIABLE in os.environ:  # standard error is this daemon's log: keep it whole there as well
+        print(text, file=sys.stderr)
     print(f"error[defect]: {kind.__name__}: {line} -> {where}", file=sys.stderr)
 
 
 def main() -> None:
     """Run the command line. A user's mistake is one line per problem on standard error, and an exit code."""
     sys.excepthook = _report_crash
+    command = typer.main.get_command(app)  # calling the app itself would put typer's own hook in place of ours
     try:
-        app()
+        command(prog_name="testbed")
     except TestbedError as error:
         for problem in getattr(error, "problems", (error,)):
             print(f"error[{problem.slug}]: {problem}", file=sys.stderr)

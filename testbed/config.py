@@ -60,7 +60,7 @@ class RadioEntry(Section):
     attenuation_db: float | None = Field(
         default=None, ge=0, le=200, description="Attenuators between this radio and the combiner or antenna, in dB."
     )
-    rx_gain_db: float = Field(default=30.0, ge=0, le=80, description="Receive gain in dB. Gain control is manual.")
+    rx_gain_db: float = Field(default=60.0, ge=0, le=80, description="Receive gain in dB. Gain control is manual.")
     tx_attenuation_db: float = Field(default=0.0, ge=0, le=90, description="Transmit attenuation in dB.")
 
 
@@ -168,8 +168,10 @@ class WaveformOptions(Section):
         default="digital",
         description="Linear checksum of every update. analog: appended to the payload. digital: sent beside it.",
     )
-    checksums: int = Field(default=8, ge=1, le=64, description="Number of checksum vectors.")
     beacons_per_cycle: int = Field(default=3, ge=1, le=100, description="Beacons before each burst.")
+    adev: float = Field(
+        default=3e-10, gt=0, le=1e-6, description="Allan deviation at 0.1 s that trackers assume of a free crystal."
+    )
 
 
 class RunOptions(Section):

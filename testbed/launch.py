@@ -6,7 +6,6 @@ the kernel tells them.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
@@ -24,19 +23,17 @@ from radio.errors import LinkError, RunError, TestbedError
 from testbed.checkpoint import disk_errors
 from testbed.config import Pair
 from testbed.keys import READER, SERVER, load_keys, make_keys
+from testbed.parent import PARENT_VARIABLE, READY
 from testbed.run import EventTail, RunFolder
 
-__all__ = ["Launcher", "announce_ready", "die_with_parent", "free_ports", "launch"]
+__all__ = ["Launcher", "free_ports", "launch"]
 
-PARENT_VARIABLE = "TESTBED_LAUNCHER"
 ETHER = "ether"
-READY = "ready "
 READY_S = 60.0  # longest wait for the ether to listen
 GRACE_S = 15.0  # a server may finish its round and save before it is ended by force
 POLL_S = 0.05
 RESTARTS = 3  # of one node in one run
 _ERROR = re.compile(r"^error\[(?P<slug>[a-z-]+)\]: (?P<text>.*)$", re.MULTILINE)
-_PR_SET_PDEATHSIG = 1
 
 Reader = Callable[[dict[str, Any]], None]
 
@@ -228,22 +225,6 @@ class Launcher:
         last = " | ".join(self._log_text(name).strip().splitlines()[-3:])
         remedy = f"read {self._folder.log(name)}; continue with testbed run --resume {self._folder.path}"
         return RunError(f"{name} {how}; its last lines: {last or 'none'}", remedy)
-
-
-def announce_ready(name: str) -> None:
-    """Tell a launcher, through the log, that this process now answers."""
-    sys.stdout.write(f"{READY}{name}\n")
-    sys.stdout.flush()
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its launcher dies, if it has one. Linux only; elsewhere do nothing."""
-    parent = os.environ.get(PARENT_VARIABLE, "")
-    if not parent.isdigit() or not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != int(parent):  # it died before we asked
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def free_ports(count: int) -> list[int]:

@@ -147,7 +147,7 @@ class Node:
                 block_samples=able.block_samples,
                 one_timeline=able.one_timeline,
                 shared_reference=able.shared_reference,
-                safety_hash=self.lab.safety.hash(),
+                safety_hash=self.lab.safety.digest,
                 checkpoint_rounds=tuple(checkpoint_rounds(self.folder)),
             )
         )

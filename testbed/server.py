@@ -24,7 +24,7 @@ from testbed.config import Experiment, Lab
 from testbed.learner import Teacher
 from testbed.messages import Ack, Csi, CycleTimes, Hello, Message, Nack, Report, Sound, Stop, Train, Welcome
 from testbed.round import Decoded, RoundPlan, run_burst
-from testbed.run import Checkpoint, RunFolder
+from testbed.run import Checkpoint, RunFolder, read_events
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ class Server:
         self.uplink = Uplink(profile, experiment.waveform.mode, self.teacher.scheme.precoder, len(self.names))
         self.ready: set[str] = set()
         self.arrivals: list[str] = []
+        self.unlocked: set[str] = set()
         self.lead_samples = 0
         self.round = 0
         self.first_round = 0
@@ -108,7 +109,7 @@ class Server:
         self.teacher.restore(dict(saved.arrays))
         self.first_round = saved.round + 1
         event = saved.extra["event"]
-        last = [e["round"] for e in self.folder.events() if e["kind"] == "round-finished"]
+        last = [e["round"] for e in read_events(self.folder.events_path) if e["kind"] == "round-finished"]
         if not last or last[-1] < saved.round:  # killed between checkpoint and event
             self.folder.emit("round-finished", **event)
         self.history = list(saved.extra["history"])
@@ -233,9 +234,12 @@ class Server:
         self.round = number
         self._drain()
         await self._admit()
-        flagged = sorted(name for name in self.ready if self.uplink.peers and self.uplink.peers[name].flagged)
+        unlocked, self.unlocked = sorted(self.unlocked & set(self.bus.present)), set()
+        if unlocked:
+            await self._sound(unlocked, search=True)
+        flagged = sorted(name for name, peer in self.uplink.peers.items() if peer.flagged and name in self.ready)
         if flagged:
-            await self._sound(flagged, search=True)
+            await self._sound(flagged, search=False)
         chosen = [self.names[index] for index in self.teacher.choose(number)]
         active = [name for name in chosen if name in self.ready]
         self.folder.emit("round-started", round=number, clients=active)
@@ -359,6 +363,12 @@ class Server:
             if item.name not in self.arrivals:
                 self.arrivals.append(item.name)
 
+    def _unlock(self, name: str) -> None:
+        """A node that lost its beacons, or could not do as told, is sought and sounded before its next round."""
+        self.ready.discard(name)
+        self.uplink.peers.pop(name, None)
+        self.unlocked.add(name)
+
     async def _gather(self, names: Iterable[str], kind: str, timeout_s: float) -> dict[str, Envelope]:
         """Wait for one answer of ``kind`` from each name; the dead, the refusing and the late are left out.
 
@@ -383,8 +393,7 @@ class Server:
                     answers[item.name] = item
         for name in sorted(refusals):
             self._warn("nack", f"node {name}: {refusals[name]}")
-            if name in self.uplink.peers:
-                self.uplink.flag(name)
+            self._unlock(name)
         for name in sorted(waiting):
             self._warn("timeout", f"node {name}: no {kind} within {timeout_s:.0f} s")
         return {name: answers[name] for name in self.names if name in answers}
