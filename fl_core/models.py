@@ -97,7 +97,7 @@ def _mlp(options: ModelOptions, image_shape: ImageShape, ways: int) -> Built:
         shapes += [(f"layer{layer}.weight", (hidden, width)), (f"layer{layer}.bias", (hidden,))]
         width = hidden
     shapes += [("head.weight", (ways, width)), ("head.bias", (ways,))]
-    activation = _ACTIVATIONS[options.activation]
+    activation = _ACTIVATIONS[options.activation or "tanh"]
 
     def forward(tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         x = x.flatten(1)
@@ -125,7 +125,7 @@ def _cnn(options: ModelOptions, image_shape: ImageShape, ways: int) -> Built:
         ]
         channels = options.filters
     shapes += [("head.weight", (ways, channels)), ("head.bias", (ways,))]
-    activation = _ACTIVATIONS[options.activation]
+    activation = _ACTIVATIONS[options.activation or "relu"]
 
     def forward(tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         for block in range(_BLOCKS):

@@ -63,7 +63,8 @@ def _drawings(folder: Path, part: str) -> Iterator[tuple[str, str, str, bytes]]:
             with zipfile.ZipFile(folder / f"{part}.zip") as archive:
                 members = sorted(PurePosixPath(name) for name in archive.namelist())
                 for member in members:
-                    if member.match(f"{part}/*/*/*.png"):
+                    # Archives made on macOS carry a second tree of metadata under another root.
+                    if len(member.parts) == 4 and member.match(f"{part}/*/*/*.png"):
                         yield member.parts[-3], member.parts[-2], member.name, archive.read(str(member))
         except zipfile.BadZipFile as error:
             raise ValueError(f"{folder / part}.zip is not a whole zip file ({error}); download it again") from error

@@ -87,8 +87,10 @@ class ModelOptions(Options):
     )
     hidden: tuple[Width, ...] = Field(default=(64,), description="Widths of the mlp's hidden layers, input side first.")
     filters: int = Field(default=64, ge=1, le=4096, description="Filters per convolution of the cnn.")
-    activation: Literal["relu", "tanh"] = Field(
-        default="relu", description="Non-linearity. tanh is smooth, as the convergence theory assumes."
+    activation: Literal["relu", "tanh"] | None = Field(
+        default=None,
+        description="Non-linearity. Unset: tanh for mlp (smooth, as the convergence theory assumes, and ten points "
+        "better on digits), relu for cnn.",
     )
 
 
@@ -100,7 +102,7 @@ class LearnOptions(Options):
         description="Meta-gradient: exact Hessian-vector product, central difference of gradients, or no second order.",
     )
     alpha: float = Field(
-        default=0.4, ge=0, le=100, description="Inner (fine-tuning) rate; 0 turns meta-learning into plain averaging."
+        default=2.0, ge=0, le=100, description="Inner (fine-tuning) rate; 0 turns meta-learning into plain averaging."
     )
     eta: float = Field(default=0.1, gt=0, le=100, description="Outer (meta) rate of a local step.")
     local_steps: int = Field(default=5, ge=1, le=10_000, description="Local steps Q per round.")
