@@ -54,11 +54,9 @@ def predict_nmse_db(mode: Mode, nodes: Sequence[NodeBudget], noise: float, rho: 
     Raises:
         ValueError: no node, or no power at all.
     """
-    total = sum(node.power for node in nodes)
-    if total <= 0:
-        raise ValueError(f"{len(nodes)} nodes with total power {total}: nothing to predict; admit at least one node")
-    amplitude = sum(math.sqrt(node.power) for node in nodes)
-    signal = (1 - rho) * total + rho * amplitude**2
+    signal = signal_power(nodes, rho)
+    if signal <= 0:
+        raise ValueError(f"{len(nodes)} nodes with total power {signal}: nothing to predict; admit at least one node")
     error = 0.0
     bias = 0.0
     for node in nodes:
@@ -70,6 +68,12 @@ def predict_nmse_db(mode: Mode, nodes: Sequence[NodeBudget], noise: float, rho: 
         bias += math.sqrt(node.power) * (1 - mu)
     error += rho * bias**2 + (noise / 2 if mode == "R" else noise)
     return 10 * math.log10(error / signal + CLIPPING_AT_9_DB)
+
+
+def signal_power(nodes: Sequence[NodeBudget], rho: float = 0.0) -> float:
+    """Give the mean power of the sum: powers add, and correlated values add in amplitude."""
+    amplitude = sum(math.sqrt(node.power) for node in nodes)
+    return (1 - rho) * sum(node.power for node in nodes) + rho * amplitude**2
 
 
 def refuse_coherent(sigma_rad: float) -> str | None:

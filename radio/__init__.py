@@ -22,7 +22,7 @@ from radio.errors import ConfigError
 from radio.safety import PROFILES, Audit, Band, Emission, SafeRadio, SafetyProfile
 
 if TYPE_CHECKING:
-    from radio.loopback import Air
+    from radio.air import Air
 
 __all__ = [
     "DRIVERS",

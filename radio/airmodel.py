@@ -39,8 +39,8 @@ def hear(
 ) -> Complex128[np.ndarray, " sample"]:
     """Compute what one burst adds at a receiver's mixer from device index ``start`` on, in sqrt(mW), without noise.
 
-    y[n] = sum over paths of g_p(t) s((t + x_tx(t) - origin) rate - delay_p) exp(j phase(t)), t the true instant of sample n and
-    phase = 2 pi (f_tx (t + x_tx) - f_rx (t + x_rx)) + start phases + phase noises.
+    y[n] = sum over paths of g_p(t) s((t + x_tx(t) - origin) rate - delay_p) exp(j phase(t)), t the instant of sample n
+    and phase = 2 pi (f_tx (t + x_tx) - f_rx (t + x_rx)) + start phases + phase noises.
     """
     config = receiver.config
     assert config is not None

@@ -156,8 +156,9 @@ class Cell:
             self.link.window(first + burst * cycle.slots, cycle.burst_at, self.profile.burst_symbols)
             for burst in range(payload.bursts)
         ]
+        powers = {name: float(np.mean(np.abs(symbols[name]) ** 2)) for name in names}
         aggregate = self.uplink.decode(windows, names, payload, self.seed + number, shifts)
-        for name, innovation in self.uplink.absorb(names, aggregate).items():
+        for name, innovation in self.uplink.absorb(names, aggregate, powers).items():
             csi = self.links[name].csi
             assert csi is not None
             self.links[name].csi = csi.nudged(innovation.turn_rad, innovation.stretch, innovation.delay_samples)

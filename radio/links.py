@@ -48,8 +48,8 @@ def wire(gain: complex, delay_s: float) -> Link:
 def loss_db(options: EtherOptions, node: str, rate_hz: float) -> float:
     """Work out the path loss between a node and the server that gives the node its SNR per resource element.
 
-    A burst at 9 dB back-off has power tx_fs - 9 dBm spread over 3/8 of ``rate_hz``; its density over the server's noise density
-    -174 dBm/Hz + NF is the SNR, whatever the length of the unitary FFT.
+    A burst at 9 dB back-off has power tx_fs - 9 dBm spread over 3/8 of ``rate_hz``; its density over the server's noise
+    density -174 dBm/Hz + NF is the SNR, whatever the length of the unitary FFT.
     """
     snr_db = options.snr_db - options.spread_db * float(rng(options.seed, node, "spread").uniform())
     noise_dbm_per_hz = THERMAL_DBM_PER_HZ + options.of(options.server).noise_figure_db
@@ -58,7 +58,7 @@ def loss_db(options: EtherOptions, node: str, rate_hz: float) -> float:
 
 
 def draw_link(options: EtherOptions, one: str, other: str, rate_hz: float) -> Link | None:
-    """Draw the link between two different radios, the same in both directions; None when they do not hear each other."""
+    """Draw the link between two different radios, the same both ways; None when they do not hear each other."""
     if options.server in (one, other):
         gain_db = -loss_db(options, other if one == options.server else one, rate_hz)
     else:
@@ -91,7 +91,7 @@ def draw_link(options: EtherOptions, one: str, other: str, rate_hz: float) -> Li
 
 
 def _profile(draw: np.random.Generator, count: int, spread_s: float) -> tuple[np.ndarray, np.ndarray]:
-    """Draw path delays (first one 0) and power shares, scaled so that the profile's rms delay spread is ``spread_s``."""
+    """Draw path delays (first one 0) and power shares, scaled to an rms delay spread of ``spread_s``."""
     if count == 1:
         return np.zeros(1), np.ones(1)
     delay = np.concatenate([[0.0], np.sort(draw.uniform(0.3, 3.0, count - 1))])

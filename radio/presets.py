@@ -1,7 +1,8 @@
 """Options of the simulated air and the named presets; knows every effect by name and default, and none of its physics.
 
-A level of ``-inf`` dB switches that leak, image or offset off, ``inf`` dBm switches compression off. Defaults follow the AD936x
-data sheet, the UHD manual for the B2xx family and engineering judgement; a measured radio overrides them under ``radios``.
+A level of ``-inf`` dB switches that leak, image or offset off, ``inf`` dBm switches compression off. Defaults follow
+the AD936x data sheet, the UHD manual for the B2xx family and engineering judgement; a measured radio overrides them under
+``radios``.
 """
 
 from __future__ import annotations
@@ -124,8 +125,9 @@ PresetName = Literal["ideal", "pluto-stock", "pluto-shared-clock", "usrp-free", 
 class EtherOptions(RadioEffects):
     """The whole simulated air: effects common to all radios, links between them, overrides by radio name.
 
-    ``preset`` fills every field that is not given. ``snr_db`` is the SNR per resource element at the server of a burst that
-    leaves a node at 9 dB back-off without attenuation and fills 3/8 of the band; the same path loss serves the downlink.
+    ``preset`` fills every field that is not given. ``snr_db`` is the SNR per resource element at the server of a burst
+    that leaves a node at 9 dB back-off without attenuation and fills 3/8 of the band; the same path loss serves the
+    downlink.
     """
 
     preset: PresetName = "ideal"

@@ -1,7 +1,7 @@
 """What a simulated receiver hears: every burst and leak through its link, noise, and the receiver's own faults.
 
-A pure function of seeds, true time and registered bursts. All work is done on whole blocks of the device's sample index, in a
-fixed order, so the result is the same bits however the windows are cut and in whatever order radios are served.
+A pure function of seeds, true time and registered bursts. All work is done on whole blocks of the device's sample
+index, in a fixed order, so the result is the same bits however the windows are cut and in whatever order radios are served.
 """
 
 from __future__ import annotations
@@ -170,14 +170,15 @@ def _add_interferer(
     t = np.interp(grid, edge, time_s)
     period_s = options.interferer_burst_s / max(options.interferer_duty, 1e-9)
     slot = np.floor(t / period_s).astype(np.int64)
-    on = np.zeros(t.size)
+    on = np.zeros(t.size, np.bool_)
     for number in range(int(slot[0]), int(slot[-1]) + 1):
         wait = rng(options.seed, "interferer", number).uniform() * (period_s - options.interferer_burst_s)
         since = t - number * period_s - wait
-        on[(since >= 0.0) & (since < options.interferer_burst_s)] = 1.0
-    tau = t % CHIRP_S
-    cycles = (options.interferer_hz - rx_hz) * t - np.interp(grid, edge, own)
+        on[(since >= 0.0) & (since < options.interferer_burst_s)] = True
+    at = np.flatnonzero(on)
+    t, tau = t[at], t[at] % CHIRP_S
+    cycles = (options.interferer_hz - rx_hz) * t - np.interp(grid[at], edge, own)
     cycles += options.interferer_bandwidth_hz * (0.5 * tau * tau / CHIRP_S - 0.5 * tau)
-    level = amplitude(options.interferer_dbm) * on
-    re += (level * np.cos(2.0 * math.pi * cycles)).astype(np.float32)
-    im += (level * np.sin(2.0 * math.pi * cycles)).astype(np.float32)
+    level = amplitude(options.interferer_dbm)
+    re[at] += (level * np.cos(2.0 * math.pi * cycles)).astype(np.float32)
+    im[at] += (level * np.sin(2.0 * math.pi * cycles)).astype(np.float32)

@@ -1,7 +1,7 @@
 """What may be sent, and the guard that every radio stands behind; knows bands, power and time on air, no driver.
 
-Everything is denied that a profile does not allow. The profiles here are engineering defaults, not legal advice: whoever
-operates a transmitter answers for it.
+Everything is denied that a profile does not allow. The profiles here are engineering defaults, not legal advice:
+whoever operates a transmitter answers for it.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Band(BaseModel):
 class SafetyProfile(BaseModel):
     """Where, how strong and how long a radio may transmit, and the set-up that turns its level into radiated power.
 
-    ``conducted`` declares that the radios are joined by cables through at least ``attenuation_db``; what then could leak out is
-    taken as the power after that attenuation, and the duty cycle, a rule for antennas, is not applied.
+    ``conducted`` declares that the radios are joined by cables through at least ``attenuation_db``; what then could
+    leak out is taken as the power after that attenuation, and the duty cycle, a rule for antennas, is not applied.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -239,7 +239,7 @@ class SafeRadio:
         duration_s = np.asarray(samples).shape[-1] / config.rate_hz if np.ndim(samples) else 0.0
         if duration_s > safety.max_burst_s:
             raise UnsafeTransmit(
-                f"{self.name}: a burst of {duration_s:.3f} s is longer than the {safety.max_burst_s:g} s of {safety.name}",
+                f"{self.name}: {duration_s:.3f} s is longer than the {safety.max_burst_s:g} s of {safety.name}",
                 "send shorter bursts",
             )
         if power_dbm > band.eirp_dbm or math.isnan(power_dbm):

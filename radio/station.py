@@ -1,4 +1,4 @@
-"""One simulated radio as the air sees it: settings, counters, clock, LO phases, bursts on the air; knows no other radio."""
+"""One simulated radio as the air sees it: settings, counters, clock, LO phases, bursts; knows no other radio."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Burst:
     converted: dict[float, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def at_rate(self, rate_hz: float) -> tuple[np.ndarray, np.ndarray]:
-        """Give the samples at a receiver's nominal rate (the kernel only follows rates that differ by parts per million)."""
+        """Give the samples at a receiver's nominal rate: the kernel only follows differences of parts per million."""
         if rate_hz == self.rate_hz:
             return self.re, self.im
         if rate_hz not in self.converted:
@@ -243,8 +243,8 @@ class Station:
         del self.bursts[: bisect.bisect_left(self.bursts, time_s, key=lambda burst: burst.end_s)]
         self.tones = [tone for tone in self.tones if tone.off_s >= time_s]
 
-    _KEPT = ("opened", "gone", "agc", "muted", "session", "streams", "tx_tunes", "rx_tunes", "origin_s", "cursor", "fresh",
-             "head", "hidden")  # fmt: skip
+    _KEPT = ("opened", "gone", "agc", "muted", "session", "streams", "tx_tunes", "rx_tunes", "origin_s", "cursor",
+             "fresh", "head", "hidden")  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """Give everything that must survive a restart, as JSON-able values; bursts on the air do not."""

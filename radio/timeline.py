@@ -1,4 +1,4 @@
-"""The constant between a radio's TX and RX counters, measured through its own leakage; knows the Radio protocol only."""
+"""The constant between a radio's TX and RX counters, measured by its own leakage; knows the Radio protocol only."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def code(seed: int) -> Complex64[np.ndarray, " sample"]:
 def measure_offset(radio: Radio, seed: int) -> int:
     """Measure the integer ``offset`` such that TX index = RX index + offset.
 
-    A burst sent at TX index n appears in the radio's own receive stream at RX index n - offset: the delay of the leakage path
-    (0 to 3 samples) is part of the result, as it is of every later measurement of the same radio. Both counters must come from a
-    configured radio whose transmit carrier lies in its receive band. The result holds until the stream restarts or samples
-    are lost. A radio with one timeline is not touched.
+    A burst sent at TX index n appears in the radio's own receive stream at RX index n - offset: the delay of the
+    leakage path (0 to 3 samples) is part of the result, as it is of every later measurement of the same radio. Both counters
+    must come from a configured radio whose transmit carrier lies in its receive band. The result holds until the stream
+    restarts or samples are lost. A radio with one timeline is not touched.
 
     Args:
         radio: a configured radio; its receive stream is advanced.
@@ -59,7 +59,7 @@ def measure_offset(radio: Radio, seed: int) -> int:
         if seen > PEAK_OVER_MEAN and power[peak] > PEAK_OVER_NEXT * power[away].max():
             return report.start - (begin + peak)
     raise CalibrationError(
-        f"{radio.name}: no clear echo of its own burst; the best peak is {seen:.1f} times the mean, {PEAK_OVER_MEAN:g} are needed",
+        f"{radio.name}: no clear echo of its own burst; best peak {seen:.1f} times the mean, needed {PEAK_OVER_MEAN:g}",
         "raise rx_gain_db, lower tx_attenuation_db, and tune TX inside the receive band",
     )
 

@@ -72,7 +72,9 @@ class Aggregate:
         gains: mean pilot gain per node and burst, relative to what was expected of the node; 1 is perfect.
         verdict: a status per node and what to do with the round.
         noise: noise variance per resource element in units of the level.
-        canary_nmse_db: measured error of the known canary sum.
+        signal: mean power of the received sum per symbol, noise taken out.
+        canary_nmse_db: error measured on the known canary sum, relative to ``signal``: nodes' updates may be correlated,
+            canaries are not.
         checksum_nmse_db: error seen by the appended checksums, None without them.
         phase_rms_rad: rms phase error of the nodes after the common phase is taken out.
         q_sigma_rad: phase error seen on the unused quadrature (R-mode), else None.
@@ -86,6 +88,7 @@ class Aggregate:
     gains: Complex64[np.ndarray, "node burst"]
     verdict: Verdict
     noise: float
+    signal: float
     canary_nmse_db: float
     checksum_nmse_db: float | None
     phase_rms_rad: float
@@ -107,6 +110,7 @@ class Uplink:
     peers: dict[str, Peer] = field(default_factory=dict)
     noise: float = 0.0
     excess: float = 1.0
+    rho: float | None = None
 
     @property
     def full_drive(self) -> float:
@@ -180,9 +184,7 @@ class Uplink:
             power = float(np.mean(np.abs(gain) ** 2))
             if peer.phase_variance:
                 power = (1 - POWER_GAIN) * peer.power + POWER_GAIN * power
-            self.peers[name] = replace(
-                peer, gain=gain, power=power, sigma_eps=merged.sigma_gain, flagged=False
-            )
+            self.peers[name] = replace(peer, gain=gain, power=power, sigma_eps=merged.sigma_gain, flagged=False)
             self.noise = merged.noise
         table = np.array([phases[name] for name in soundings])
         if len(table) > 1:
@@ -240,6 +242,9 @@ class Uplink:
         )
         off = known.real - target.real if self.mode == "R" else known - target
         symbols, checks = payload.read(grid)
+        # In both modes a symbol has the mean power of an element; R-mode elements carry half of the noise into it.
+        inside = noise / 2 if self.mode == "R" else noise
+        signal = max(float(np.mean(np.abs(symbols) ** 2)) - inside, inside)
         self.noise += NOISE_GAIN * (noise * float(level) ** 2 - self.noise)
         return Aggregate(
             symbols=symbols,
@@ -248,7 +253,8 @@ class Uplink:
             gains=gains.mean(2),
             verdict=judge(seen, self.mode, self.limits),
             noise=noise,
-            canary_nmse_db=ratio_db(np.abs(off) ** 2, np.abs(target) ** 2 * len(windows)),
+            signal=signal,
+            canary_nmse_db=10 * math.log10(float(np.mean(np.abs(off) ** 2)) / signal),
             checksum_nmse_db=payload.checksum_nmse_db(symbols, checks) if payload.appended else None,
             phase_rms_rad=float(np.sqrt(np.mean(np.angle(gains.mean(2)) ** 2))),
             q_sigma_rad=q_meter(grid, noise, len(names), 1.0) if self.mode == "R" else None,
@@ -256,13 +262,19 @@ class Uplink:
             lost=sum(event.count for window in windows for event in window.capture.events if event.kind != "clipped"),
         )
 
-    def absorb(self, names: Sequence[str], aggregate: Aggregate) -> dict[str, Innovation]:
+    def absorb(self, names: Sequence[str], aggregate: Aggregate, powers: Mapping[str, float]) -> dict[str, Innovation]:
         """Feed verification back into the slow loops; returns what each node must absorb likewise.
 
         A node that was not heard is flagged for a new sounding and gets no innovation.
+
+        Args:
+            names: nodes that were ordered to transmit.
+            aggregate: what was decoded.
+            powers: mean power of each node's symbols.
         """
         innovations = {}
         seen = aggregate.verification
+        self._learn_correlation(names, aggregate, powers)
         centre = float(self._bins.mean()) / self.profile.fft
         for place, name in enumerate(names):
             peer, status = self.peers[name], aggregate.verdict.nodes[place]
@@ -290,6 +302,14 @@ class Uplink:
             innovations[name] = Innovation(turn, stretch, shift)
         return innovations
 
+    def _learn_correlation(self, names: Sequence[str], aggregate: Aggregate, powers: Mapping[str, float]) -> None:
+        sizes = [math.sqrt(powers[name]) * self.arrival(name) for name in names]
+        alone = math.fsum(size**2 for size in sizes)
+        together = math.fsum(sizes) ** 2
+        if len(names) > 1 and alone > 0:
+            now = min(max((aggregate.signal - alone) / (together - alone), 0.0), 1.0)
+            self.rho = now if self.rho is None else self.rho + NOISE_GAIN * (now - self.rho)
+
     def watch(self, canary_nmse_db: float, predicted_nmse_db: float) -> bool:
         """Compare the canary with the prediction, round after round; True when the link estimates have aged.
 
@@ -311,6 +331,7 @@ class Uplink:
         return {
             "noise": self.noise,
             "excess": self.excess,
+            "rho": self.rho,
             "peers": {
                 name: {
                     **{k: v for k, v in vars(peer).items() if k != "gain"},
@@ -322,7 +343,7 @@ class Uplink:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a state saved by ``state``."""
-        self.noise, self.excess = state["noise"], state["excess"]
+        self.noise, self.excess, self.rho = state["noise"], state["excess"], state["rho"]
         self.peers = {
             name: Peer(gain=np.array([complex(*g) for g in saved["gain"]], np.complex64), **_without_gain(saved))
             for name, saved in state["peers"].items()
@@ -331,8 +352,3 @@ class Uplink:
 
 def _without_gain(saved: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in saved.items() if key != "gain"}
-
-
-def ratio_db(error: np.ndarray, reference: np.ndarray) -> float:
-    """Mean of ``error`` over mean of ``reference``, per element, in dB; both are powers."""
-    return 10 * math.log10(max(float(error.sum()), 1e-30) / float(reference.sum()))

@@ -85,8 +85,9 @@ class Pupil(_Common):
             round=round_number,
         )
         memory = torch.from_numpy(self.memory)
-        symbols, remaining = self.scheme.encode(update, memory, Csi(), self.plan(round_number, clients))
-        sparse = update + memory - remaining
+        plan = self.plan(round_number, clients)
+        sparse, _ = self.scheme.sparsify(update, memory, plan)
+        symbols, remaining = self.scheme.encode(update, memory, Csi(), plan)
         return Work(
             round=round_number,
             symbols=symbols.numpy().astype(np.complex64),
@@ -206,9 +207,4 @@ class Teacher(_Common):
         self.theta = torch.from_numpy(np.array(arrays["theta"], np.float32))
 
 
-def error_power(nmse_predicted_db: float, powers: Sequence[float]) -> float:
-    """Turn a predicted NMSE into an error variance per symbol: relative to the sum of the nodes' mean symbol powers."""
-    return 10 ** (nmse_predicted_db / 10) * math.fsum(powers)
-
-
-__all__ = ["Pupil", "Teacher", "Work", "error_power"]
+__all__ = ["Pupil", "Teacher", "Work"]

@@ -101,8 +101,8 @@ def _explain_one(
         return ConfigError(f"{where}: {shown}: required, but absent", f"add {shown.rsplit('.', 1)[-1]} = ...")
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
-        rule = f"must be {words} {context[name]}"
-        return ConfigError(f"{where}: {shown} = {value}: {rule}", f"choose a value {words} {context[name]}")
+        limit = f"{words} {context[name]:g}" if isinstance(context[name], float) else f"{words} {context[name]}"
+        return ConfigError(f"{where}: {shown} = {value}: must be {limit}", f"choose a value {limit}")
     if kind in ("literal_error", "enum"):
         choices = re.findall(r"'([^']*)'", str(context["expected"]))
         return ConfigError(f"{where}: {shown} = {value}: not a known choice", suggest(str(detail["input"]), choices))

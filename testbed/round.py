@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibration import NodeBudget, predict_nmse_db
+from calibration import NodeBudget, predict_nmse_db, signal_power
 from radio.cell import nmse_db
 from radio.cycle import layout
 from radio.payload import Payload
 from radio.uplink import Aggregate
 from testbed.bus import Envelope
-from testbed.learner import error_power
 from testbed.messages import Plan, Report, Scale
 
 if TYPE_CHECKING:
@@ -38,7 +37,8 @@ class RoundPlan:
         powers: mean power of each node's scaled symbols, at most 1.
         checks: sum of the nodes' digital checksums of scaled symbols, or None.
         symbols: the nodes' summed scaled symbols under a scheme that does not use the air, or None.
-        nmse_predicted_db: of the sum, from measured phase errors, link errors and noise.
+        nmse_predicted_db: of the sum, from measured phase errors, link errors, noise and correlation so far.
+        error: the same as a variance per symbol.
         seconds_train: of the slowest node.
         nonzeros: entries that the nodes send.
     """
@@ -50,6 +50,7 @@ class RoundPlan:
     checks: np.ndarray | None
     symbols: np.ndarray | None
     nmse_predicted_db: float | None
+    error: float
     seconds_train: float
     nonzeros: int
 
@@ -68,10 +69,14 @@ class RoundPlan:
         scale = server.teacher.scale([s.norm_squared for s in scales.values()], number)
         powers = {name: scale**2 * s.norm_squared / scheme.symbols for name, s in scales.items()}
         symbols = predicted = checks = None
+        error = 0.0
         if scheme.over_air:
-            predicted = predict(server, powers)
+            predicted, error = predict(server, powers)
             if all(s.checksums for s in scales.values()):
-                checks = scale * np.sum([s.checksums for s in scales.values()], axis=0)
+                sizes = [scale * server.uplink.arrival(name) for name in scales]
+                checks = np.sum(
+                    [a * np.array(s.checksums) for a, s in zip(sizes, scales.values(), strict=True)], axis=0
+                )
         else:
             symbols = np.sum([scale * answers[name].arrays["symbols"] for name in scales], axis=0)
         return cls(
@@ -82,6 +87,7 @@ class RoundPlan:
             checks,
             symbols,
             predicted,
+            error,
             max(s.seconds_train for s in scales.values()),
             sum(s.nonzeros for s in scales.values()),
         )
@@ -98,8 +104,8 @@ class Decoded:
     facts: dict[str, Any]
 
 
-def predict(server: Server, powers: Mapping[str, float]) -> float:
-    """Predict the NMSE of the sum from what was measured so far, before anything is sent."""
+def predict(server: Server, powers: Mapping[str, float]) -> tuple[float, float]:
+    """Predict the error of the sum from what was measured so far, before anything is sent: NMSE in dB, and variance."""
     uplink = server.uplink
     exact = uplink.precoder == "inversion"
     budgets = [
@@ -110,16 +116,15 @@ def predict(server: Server, powers: Mapping[str, float]) -> float:
         )
         for name, power in powers.items()
     ]
-    return predict_nmse_db(
-        "C" if uplink.mode == "C" else "R", budgets, uplink.noise / uplink.level**2
-    )
+    rho = uplink.rho or 0.0
+    nmse_db = predict_nmse_db("C" if uplink.mode == "C" else "R", budgets, uplink.noise / uplink.level**2, rho)
+    return nmse_db, 10 ** (nmse_db / 10) * signal_power(budgets, rho)
 
 
 async def run_burst(server: Server, plan: RoundPlan, losses: list[dict[str, str]]) -> Decoded:
     """Send, receive and decode one round's bursts; repeat a voided one; step the model with a usable one."""
     if plan.symbols is not None:
-        estimate = server.teacher.step(plan.symbols, plan.number, len(plan.names), plan.scale, 1.0, 0.0)
-        del estimate
+        server.teacher.step(plan.symbols, plan.number, len(plan.names), plan.scale, 1.0, 0.0)
         facts = {"seconds_train": plan.seconds_train, "channel_uses": 0}
         return Decoded("accept", list(plan.names), dict.fromkeys(plan.names, "ok"), {}, facts)
     for attempt in range(ATTEMPTS):
@@ -224,10 +229,13 @@ class _Decode:
         server, plan = self.server, self.plan
         verdicts = dict(zip(self.names, aggregate.verdict.nodes, strict=True))
         here = [name for name in self.names if verdicts[name] != "missing"]
-        losses += [{"node": name, "reason": status} for name, status in verdicts.items() if status != "ok"]
+        harmless = {"ok", "gain"} if server.uplink.precoder != "inversion" else {"ok"}  # |a_k| is part of the sum
+        losses += [{"node": name, "reason": status} for name, status in verdicts.items() if status not in harmless]
         action = "void" if aggregate.lost or not here else aggregate.verdict.action
         gain_mean = server.uplink.gain_mean(self.names)
-        innovations = server.uplink.absorb(self.names, aggregate)
+        innovations = server.uplink.absorb(self.names, aggregate, plan.powers)
+        if plan.nmse_predicted_db is not None:
+            server.uplink.watch(aggregate.canary_nmse_db, plan.nmse_predicted_db)
         truth = self._truth(attempt, here)
         facts: dict[str, Any] = {
             "nmse_canary_db": aggregate.canary_nmse_db,
@@ -235,6 +243,7 @@ class _Decode:
             "nmse_predicted_db": plan.nmse_predicted_db,
             "snr_db": -10 * math.log10(aggregate.noise),
             "phase_rms_rad": aggregate.phase_rms_rad,
+            "correlation": server.uplink.rho,
             "phase_quadrature_rad": aggregate.q_sigma_rad,
             "clipped_receive": aggregate.clipped,
             "attempts": attempt + 1,
@@ -247,8 +256,7 @@ class _Decode:
         if truth is not None:
             facts["nmse_sum_db"] = nmse_db(aggregate.symbols, self.payload.read(truth["elements"])[0])
         if action != "void":
-            noise = error_power(plan.nmse_predicted_db or 0.0, [plan.powers[name] for name in here])
-            estimate = server.teacher.step(aggregate.symbols, plan.number, len(here), plan.scale, gain_mean, noise)
+            estimate = server.teacher.step(aggregate.symbols, plan.number, len(here), plan.scale, gain_mean, plan.error)
             if truth is not None:
                 facts["nmse_update_db"] = server.teacher.nmse_db(estimate, truth["sparse"] / len(here))
                 facts["nmse_dense_db"] = server.teacher.nmse_db(estimate, truth["dense"] / len(here))

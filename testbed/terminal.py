@@ -49,7 +49,7 @@ class Terminal:
         self._progress = Progress(
             TextColumn("[bold]round"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             TextColumn("{task.fields[facts]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
@@ -90,18 +90,17 @@ class Terminal:
             self._finish(event)
 
     def _round(self, event: Event) -> None:
-        facts = (
-            f"NMSE measured {_db(event.get('nmse_sum_db'))}, canary {_db(event.get('nmse_canary_db'))}, "
-            f"predicted {_db(event.get('nmse_predicted_db'))} dB"
-        )
+        measured, canary, predicted = (_db(event.get(f"nmse_{key}_db")) for key in ("sum", "canary", "predicted"))
+        facts = f"NMSE {measured} dB (canary {canary}, predicted {predicted})"
         if self._accuracy is not None:
-            facts += f"; accuracy {_percent(self._accuracy)}"
+            facts += f", accuracy {_percent(self._accuracy)}"
         self._progress.update(self._task, completed=_one(event), facts=facts)
         voided = " VOIDED" if event.get("voided") else ""
         if not self._console.is_terminal:
             self._line(f"round {_one(event)}{voided}: {facts}, {len(event.get('clients', ()))} clients")
         elif voided:
-            self._line(f"[yellow]round {_one(event)} voided[/]: {_plain(event.get('losses'))}", always=True)
+            why = ", ".join(f"{loss.get('node')} {loss.get('reason')}" for loss in event.get("losses") or ())
+            self._line(f"[yellow]round {_one(event)} voided[/]: {_plain(why or 'no usable sum')}", always=True)
 
     def _finish(self, event: Event) -> None:
         self._progress.stop()
