@@ -61,8 +61,8 @@ class FlickerPath:
     """Time error of flicker frequency noise: a sum of Ornstein-Uhlenbeck processes with log-spaced time constants.
 
     Each process has variance ln(RATIO) ADEV^2 / (2 ln 2): the sum over time constants of 4 v tau / (1 + (2 pi f tau)^2)
-    then is h_-1 / f with ADEV^2 = 2 ln 2 h_-1, the flicker floor of IEEE Std 1139-2008. Process and integral are stepped
-    with their exact joint covariance (Gillespie, Phys. Rev. E 54, 2084, 1996).
+    then is h_-1 / f with ADEV^2 = 2 ln 2 h_-1, the flicker floor of IEEE Std 1139-2008. Process and integral are
+    stepped with their exact joint covariance (Gillespie, Phys. Rev. E 54, 2084, 1996).
     """
 
     def __init__(self, adev: float, seed: int, name: str) -> None:

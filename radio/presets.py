@@ -1,8 +1,8 @@
 """Options of the simulated air and the named presets; knows every effect by name and default, and none of its physics.
 
 A level of ``-inf`` dB switches that leak, image or offset off, ``inf`` dBm switches compression off. Defaults follow
-the AD936x data sheet, the UHD manual for the B2xx family and engineering judgement; a measured radio overrides them under
-``radios``.
+the AD936x data sheet, the UHD manual for the B2xx family and engineering judgement; a measured radio overrides them
+under ``radios``.
 """
 
 from __future__ import annotations

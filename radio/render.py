@@ -1,7 +1,8 @@
 """What a simulated receiver hears: every burst and leak through its link, noise, and the receiver's own faults.
 
 A pure function of seeds, true time and registered bursts. All work is done on whole blocks of the device's sample
-index, in a fixed order, so the result is the same bits however the windows are cut and in whatever order radios are served.
+index, in a fixed order, so the result is the same bits however the windows are cut and in whatever order radios are
+served.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ def measure_offset(radio: Radio, seed: int) -> int:
     """Measure the integer ``offset`` such that TX index = RX index + offset.
 
     A burst sent at TX index n appears in the radio's own receive stream at RX index n - offset: the delay of the
-    leakage path (0 to 3 samples) is part of the result, as it is of every later measurement of the same radio. Both counters
-    must come from a configured radio whose transmit carrier lies in its receive band. The result holds until the stream
-    restarts or samples are lost. A radio with one timeline is not touched.
+    leakage path (0 to 3 samples) is part of the result, as it is of every later measurement of the same radio. Both
+    counters must come from a configured radio whose transmit carrier lies in its receive band. The result holds until
+    the stream restarts or samples are lost. A radio with one timeline is not touched.
 
     Args:
         radio: a configured radio; its receive stream is advanced.

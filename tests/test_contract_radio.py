@@ -1,6 +1,6 @@
 """What every radio must do, whatever its driver: one file of tests over a list of ways to open a radio.
 
-A driver joins by adding a factory to FACTORIES: a context manager that yields a configured-able radio and its RadioConfig.
+A driver joins by adding a factory to FACTORIES: a context manager that yields a radio and settings for it.
 """
 
 import threading

@@ -30,7 +30,7 @@ def burst(count: int, rms: float) -> np.ndarray:
 
 @given(centre=st.floats(800e6, 1000e6), width=st.floats(1e3, 20e6))
 def test_band_rule_is_centre_half_width_and_guard(centre, width):
-    allowed = 902e6 <= centre - width / 2 - 100e3 and centre + width / 2 + 100e3 <= 928e6
+    allowed = centre - width / 2 - 100e3 >= 902e6 and centre + width / 2 + 100e3 <= 928e6
     assert (OPEN_AIR.band_of(centre, width) is not None) == allowed
 
 
