@@ -105,7 +105,7 @@ class TxReport:
 
 
 class Witness(Protocol):
-    """What only a simulated air can know: sums of what was sent, true links. Hardware has none (``Radio.witness is None``).
+    """What only a simulated air can know: sums of what was sent, true links. Hardware has none.
 
     Nodes deposit arrays; only their *sums* over nodes can be collected, so no update of one client ever comes back.
     """
@@ -136,9 +136,20 @@ class Radio(Protocol):
     (one and the same when ``capabilities.one_timeline``).
     """
 
-    name: str
-    capabilities: Capabilities
-    witness: Witness | None
+    @property
+    def name(self) -> str:
+        """Name of the radio."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it declares of itself, at the present settings."""
+        ...
+
+    @property
+    def witness(self) -> Witness | None:
+        """What a simulated air knows; None on hardware."""
+        ...
 
     def configure(self, wanted: RadioConfig) -> RadioConfig:
         """Apply settings and read back what was taken. Unchanged settings are left alone (no retune).

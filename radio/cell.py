@@ -29,7 +29,7 @@ Grid = Complex64[np.ndarray, "symbol bin"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One round: what the server decoded, the nodes' own predictions of their phase error, and the sum that was aimed at."""
+    """One round: what the server decoded, the phase errors that nodes predicted, and the sum that was aimed at."""
 
     aggregate: Aggregate
     sigma_rad: Mapping[str, float]

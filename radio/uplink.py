@@ -23,7 +23,7 @@ from radio.verify import Limits, Verdict, Verification, judge, q_meter, verify
 
 #: Gains of the slow loops per round: phase, timing, mean power, phase variance, noise.
 PHASE_GAIN, DELAY_GAIN, POWER_GAIN, SPREAD_GAIN, NOISE_GAIN = 0.4, 0.2, 0.1, 0.1, 0.2
-#: The canary against the prediction: gain of the running ratio, and the ratio (1.5 dB) at which all links are sounded again.
+#: The canary against the prediction: gain of the running ratio, and the ratio (1.5 dB) that asks for new soundings.
 EXCESS_GAIN, EXCESS_LIMIT = 0.15, 1.41
 #: A node whose link amplitude is below this fraction of the strongest would set the level for all: it is not admitted.
 WEAKEST = 0.1
@@ -73,7 +73,7 @@ class Aggregate:
         verdict: a status per node and what to do with the round.
         noise: noise variance per resource element in units of the level.
         signal: mean power of the received sum per symbol, noise taken out.
-        canary_nmse_db: error measured on the known canary sum, relative to ``signal``: nodes' updates may be correlated,
+        canary_nmse_db: error measured on the known canary sum, relative to ``signal``: updates may be correlated,
             canaries are not.
         checksum_nmse_db: error seen by the appended checksums, None without them.
         phase_rms_rad: rms phase error of the nodes after the common phase is taken out.
@@ -121,8 +121,8 @@ class Uplink:
     def level(self) -> float:
         """Common receive amplitude A, within the server's headroom.
 
-        Under inversion every node must reach it, so the weakest sets it. Otherwise the median node does: stronger nodes
-        hold back, weaker ones send all they have and arrive with ``|a_k| < 1``, which phase precoding leaves in the sum.
+        Under inversion every node must reach it, so the weakest sets it. Otherwise the median node does: stronger
+        nodes hold back, weaker ones send all they have and arrive with ``|a_k| < 1``, which the sum then keeps.
         """
         if not self.peers:
             return 0.0
@@ -166,7 +166,7 @@ class Uplink:
     def admit(self, soundings: Mapping[str, Sequence[Link]]) -> dict[str, str]:
         """Turn repeated soundings into link estimates and measured phase errors.
 
-        The spread of a node's phase over the soundings, each predicted over the horizon of a burst, is its phase error; the
+        The spread of a node's phase over the soundings, each predicted over a burst's horizon, is its phase error; the
         part common to all nodes (the server's own oscillator) is taken out as in a burst.
 
         A node known before keeps its phase error: the verification of every burst measures it better.

@@ -177,18 +177,28 @@ def node(
 
 
 @app.command(epilog="Example: [bold]testbed ether --lab lab.toml[/]")
-def ether(lab: LabFile = None, settings: Settings = None) -> None:
+def ether(
+    lab: LabFile = None,
+    settings: Settings = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Run folder whose newest checkpoint holds the air to go on with.")
+    ] = None,
+) -> None:
     """Run the simulated air of a loopback lab. Radios open on it as loopback:tcp://127.0.0.1:PORT/NAME."""
     from radio.errors import ConfigError
     from radio.ether import Ether
     from radio.loopback import EtherServer
     from testbed.config import load_lab
+    from testbed.run import saved_air
 
     die_with_parent()
     room = load_lab(lab, settings or [])
     if room.ether is None:
         raise ConfigError(f"lab {room.name!r} has no [ether] table", "add one, or use its real radios")
-    air = EtherServer(Ether(room.ether, room.radio_names), room.ether_address)
+    world = Ether(room.ether, room.radio_names)
+    if state is not None:
+        world.restore(saved_air(state))
+    air = EtherServer(world, room.ether_address)
 
     def end(number: int, frame: FrameType | None) -> None:
         air.stop()

@@ -34,6 +34,7 @@ __all__ = [
     "WaveformOptions",
     "load",
     "load_lab",
+    "round_seed",
     "starter",
 ]
 
@@ -226,6 +227,11 @@ class Pair:
         experiment = self.experiment.model_dump(mode="json", exclude=skipped)
         text = json.dumps({"lab": lab, "experiment": experiment}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def round_seed(seed: int, round_number: int) -> int:
+    """Derive the seed that node and server share for one round's signs, checksums and canary."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{round_number}".encode(), digest_size=4).digest(), "little")
 
 
 def starter(name: Literal["lab.toml", "experiment.toml"]) -> str:

@@ -111,7 +111,8 @@ class Launcher:
         mine = [item for item in self._set if name == SERVER or item.startswith("lab.")]
         settings = [part for item in mine for part in ("--set", item)]
         if name == ETHER:
-            return [*base, "ether", *room, *settings]
+            state = ["--state", str(self._folder.path)] if self._resume else []
+            return [*base, "ether", *room, *settings, *state]
         if name == SERVER:
             resume = ["--resume", str(self._folder.path)] if self._resume else ["--folder", str(self._folder.path)]
             return [*base, "server", *resume, *settings]

@@ -39,7 +39,8 @@ class _Common:
         try:
             self.dataset = load(experiment.data, self.seed)
             self.clients = split_clients(self.dataset, experiment.data, self.seed)
-            self.model = build(experiment.model, tuple(self.clients[0].images.shape[1:]), experiment.data.ways)
+            channels, rows, columns = self.clients[0].images.shape[1:]
+            self.model = build(experiment.model, (channels, rows, columns), experiment.data.ways)
             self.scheme = make_scheme(experiment.scheme, self.model.dimension)
         except ValueError as error:
             raise ConfigError(str(error)) from error

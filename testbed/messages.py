@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from radio.cycle import Cycle
 from radio.errors import LinkError, ProtocolMismatch
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
     "Stop",
     "Train",
     "Welcome",
+    "as_cycle",
+    "as_times",
     "decode",
     "encode",
 ]
@@ -99,6 +102,16 @@ class CycleTimes(BaseModel):
     beacons: Annotated[int, Field(ge=1)]
     burst_at: Count
     slots: Annotated[int, Field(ge=1)]
+
+
+def as_times(cycle: Cycle) -> CycleTimes:
+    """Turn the radio's form of a cycle into the wire's."""
+    return CycleTimes(before=cycle.before, beacons=cycle.beacons, burst_at=cycle.burst_at, slots=cycle.slots)
+
+
+def as_cycle(times: CycleTimes) -> Cycle:
+    """Turn the wire's form of a cycle into the radio's."""
+    return Cycle(times.before, times.beacons, times.burst_at, times.slots)
 
 
 class Sound(Header):

@@ -1,4 +1,4 @@
-"""The node daemon: a state machine around one radio and one client, moved by the server's orders; knows no other node."""
+"""The node daemon: a state machine around one radio and one client, moved by orders; knows no other node."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 
 import radio
 from radio.base import Radio
-from radio.cycle import Cycle, sounding_samples
-from radio.errors import LinkError, NotTrusted, ProtocolMismatch, RadioError, TestbedError, TooLate
+from radio.cycle import sounding_samples
+from radio.errors import LinkError, NotTrusted, ProtocolMismatch, RadioError, TooLate
 from radio.nodelink import Csi as LinkCsi
 from radio.nodelink import NodeLink
 from radio.ofdm import PROFILES, assemble, canary, pilot
@@ -22,12 +22,11 @@ from radio.payload import Payload
 from radio.sync import sounding
 from testbed.bus import Lost, NodeBus
 from testbed.checkpoint import Checkpoint, checkpoint_rounds, load_checkpoint, save_checkpoint
-from testbed.config import Experiment, Lab
+from testbed.config import Experiment, Lab, round_seed
 from testbed.learner import Pupil, Work
 from testbed.messages import (
     Ack,
     Csi,
-    CycleTimes,
     Hello,
     Message,
     Nack,
@@ -41,6 +40,7 @@ from testbed.messages import (
     StreamTrouble,
     Train,
     Welcome,
+    as_cycle,
 )
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ TRANSITIONS: dict[tuple[str, str], str] = {
 
 
 class Node:
-    """One node. Orders are handled one at a time; radio and training run in a worker thread so that signs of life go on.
+    """One node. Orders come one at a time; radio and training run in a worker thread, so signs of life go on.
 
     Args:
         lab: what is in the room.
@@ -187,7 +187,7 @@ class Node:
             await self.bus.send(reply.model_copy(update={"round": message.round, "run": message.run}), extra)
         return True
 
-    def _welcome(self, order: Welcome, _: dict[str, np.ndarray]) -> Message:
+    def _welcome(self, order: Welcome, arrays: dict[str, np.ndarray]) -> Message:
         self._go("welcome")
         self.experiment = Experiment.model_validate(order.experiment)
         self.config_hash = order.config_hash
@@ -218,7 +218,7 @@ class Node:
             raise LinkError(f"node {self.name}: ordered about before its welcome", "restart the node")
         return self.link, self.pupil, self.experiment
 
-    def _sound(self, order: Sound, _: dict[str, np.ndarray]) -> Message:
+    def _sound(self, order: Sound, arrays: dict[str, np.ndarray]) -> Message:
         link, _, _ = self._parts()
         self._go("sound")
         cycle = as_cycle(order.cycle)
@@ -276,7 +276,7 @@ class Node:
             appended,
         )
 
-    def _plan(self, order: Plan, _: dict[str, np.ndarray]) -> Message:
+    def _plan(self, order: Plan, arrays: dict[str, np.ndarray]) -> Message:
         link, _, _ = self._parts()
         work = self.work
         if work is None or work.round != order.round:
@@ -299,7 +299,7 @@ class Node:
         return self._sent(reports)
 
     def _testify(self, order: Plan, work: Work, grid: np.ndarray, starts: list[int]) -> None:
-        """Tell the simulated air what was sent, so that it can give the server the true *sums*; hardware has no witness."""
+        """Tell the simulated air what was sent, so that it can give the server the true sums."""
         witness = self.radio.witness
         if witness is None:
             return
@@ -316,14 +316,14 @@ class Node:
             {"elements": elements, "sparse": work.sparse, "dense": work.dense},
         )
 
-    def _report(self, order: Report, _: dict[str, np.ndarray]) -> Message | None:
+    def _report(self, order: Report, arrays: dict[str, np.ndarray]) -> Message | None:
         link, pupil, _ = self._parts()
         if order.again:
             return None
         self._go("report")
-        if self.work is not None and self.work.round == order.round and order.verdict != "void":
-            if order.verdicts.get(self.name, "missing") != "missing":
-                pupil.commit(self.work)
+        used = order.verdict != "void" and order.verdicts.get(self.name, "missing") != "missing"
+        if used and self.work is not None and self.work.round == order.round:
+            pupil.commit(self.work)
         self.work = None
         if link.csi is not None and self.name in order.innovations:
             link.csi = link.csi.nudged(*order.innovations[self.name])
@@ -334,16 +334,6 @@ class Node:
                 keep=3,  # the server may be killed between a node's checkpoint and its own
             )
         return Ack(of="report")
-
-
-def as_cycle(times: CycleTimes) -> Cycle:
-    """Turn the wire's form of a cycle into the radio's."""
-    return Cycle(times.before, times.beacons, times.burst_at, times.slots)
-
-
-def round_seed(seed: int, round_number: int) -> int:
-    """Derive the seed that node and server share for one round's signs, checksums and canary."""
-    return int(np.random.SeedSequence([seed, round_number]).generate_state(1)[0])
 
 
 async def serve_node(lab: Lab, name: str, folder: Path, keys: Path) -> None:
@@ -361,4 +351,4 @@ async def serve_node(lab: Lab, name: str, folder: Path, keys: Path) -> None:
     await Node(lab, name, folder, keys).run()
 
 
-__all__ = ["TRANSITIONS", "Node", "TestbedError", "serve_node"]
+__all__ = ["TRANSITIONS", "Node", "serve_node"]

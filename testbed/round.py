@@ -1,4 +1,4 @@
-"""One round on the air, from the nodes' scalars to a stepped model; knows the plan and the sum, never one node's update."""
+"""One round on the air, from the nodes' scalars to a stepped model; knows the sum, never one node's update."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,11 +17,13 @@ from radio.cycle import layout
 from radio.payload import Payload
 from radio.uplink import Aggregate
 from testbed.bus import Envelope
-from testbed.messages import Plan, Report, Scale
+from testbed.config import round_seed
+from testbed.messages import Plan, Report, Scale, Sent, as_times
 
 if TYPE_CHECKING:
     from testbed.server import Server
 
+Verdict = Literal["accept", "partial", "void"]
 #: How often the same burst is sent when verification voids it.
 ATTEMPTS = 3
 
@@ -97,9 +99,9 @@ class RoundPlan:
 class Decoded:
     """What came of a round: verdict, innovations for the nodes, and the facts of its event."""
 
-    action: str
+    action: Verdict
     names: list[str]
-    verdicts: dict[str, str]
+    verdicts: Mapping[str, str]
     innovations: dict[str, tuple[float, float, float]]
     facts: dict[str, Any]
 
@@ -133,7 +135,8 @@ async def run_burst(server: Server, plan: RoundPlan, losses: list[dict[str, str]
             break
         for name in plan.names:
             await server._send(
-                name, Report(verdict="void", verdicts=decoded.verdicts, innovations=decoded.innovations, again=True)
+                name,
+                Report(verdict="void", verdicts=dict(decoded.verdicts), innovations=decoded.innovations, again=True),
             )
     if decoded is None:
         return Decoded("void", [], {}, {}, {"seconds_train": plan.seconds_train})
@@ -152,11 +155,6 @@ def payload_of(server: Server, number: int) -> Payload:
     )
 
 
-def round_seed(seed: int, number: int) -> int:
-    """Derive the seed that node and server share for one round's signs, checksums and canary."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-
-
 async def _attempt(server: Server, plan: RoundPlan, attempt: int, losses: list[dict[str, str]]) -> Decoded | None:
     """Order one transmission of a round and decode what arrives."""
     uplink, link = server.uplink, server.link
@@ -171,15 +169,15 @@ async def _attempt(server: Server, plan: RoundPlan, attempt: int, losses: list[d
     for name in names:
         order = Plan(
             first_slot=first,
-            cycle={"before": cycle.before, "beacons": cycle.beacons, "burst_at": cycle.burst_at, "slots": cycle.slots},
+            cycle=as_times(cycle),
             bursts=payload.bursts,
             scale=plan.scale,
             level=uplink.level,
             drive=uplink.drive(name),
             shift=server.names.index(name),
             shifts=len(server.names),
-            mode=payload.mode,
-            precoder=uplink.precoder,
+            mode=server.experiment.waveform.mode,
+            precoder=server.teacher.scheme.precoder,
             appended=payload.appended,
             seed=payload.seed,
             attempt=attempt,
@@ -195,10 +193,8 @@ async def _attempt(server: Server, plan: RoundPlan, attempt: int, losses: list[d
     aggregate = await asyncio.to_thread(decode.aggregate)
     seconds_air = payload.bursts * cycle.slots * link.profile.slot_samples / link.profile.rate_hz
     decoded = await asyncio.to_thread(decode.conclude, aggregate, attempt, losses)
-    clipped = {name: e.message.clipped for name, e in sent.items() if getattr(e.message, "clipped", 0)}
-    decoded.facts.update(
-        seconds_air=seconds_air, seconds_decode=time.perf_counter() - begun, clipped_transmit=sum(clipped.values())
-    )
+    clipped = sum(e.message.clipped for e in sent.values() if isinstance(e.message, Sent))
+    decoded.facts.update(seconds_air=seconds_air, seconds_decode=time.perf_counter() - begun, clipped_transmit=clipped)
     return decoded
 
 
@@ -231,7 +227,7 @@ class _Decode:
         here = [name for name in self.names if verdicts[name] != "missing"]
         harmless = {"ok", "gain"} if server.uplink.precoder != "inversion" else {"ok"}  # |a_k| is part of the sum
         losses += [{"node": name, "reason": status} for name, status in verdicts.items() if status not in harmless]
-        action = "void" if aggregate.lost or not here else aggregate.verdict.action
+        action: Verdict = "void" if aggregate.lost or not here else aggregate.verdict.action
         gain_mean = server.uplink.gain_mean(self.names)
         innovations = server.uplink.absorb(self.names, aggregate, plan.powers)
         if plan.nmse_predicted_db is not None:
@@ -271,8 +267,8 @@ class _Decode:
     def _truth(self, attempt: int, here: list[str]) -> dict[str, np.ndarray] | None:
         """Ask the simulated air for the true sums; hardware has no witness."""
         witness = self.server.radio.witness
-        if witness is None or not here:
-            return None
+        if witness is None or not here or (len(here) == 1 and len(self.names) > 1):
+            return None  # a sum of one would be that node's update
         return witness.collect(f"{self.plan.number}/{attempt}", tuple(here))
 
     def _checksum(self, aggregate: Aggregate, here: list[str]) -> float | None:

@@ -29,6 +29,7 @@ __all__ = [
     "load_checkpoint",
     "read_events",
     "save_checkpoint",
+    "saved_air",
 ]
 
 EVENT_KINDS = frozenset(
@@ -220,6 +221,18 @@ def find_run(text: str, root: Path) -> RunFolder:
     known = sorted((int(path.name) for path in root.glob("*") if path.name.isdigit()), reverse=True)[:5]
     listed = f"newest runs: {', '.join(map(str, known))}" if known else f"there are no runs under {root}"
     raise RunError(f"no run {text!r}; {listed}", "give a run folder, its number, or latest")
+
+
+def saved_air(folder: Path) -> dict[str, Any]:
+    """Give the state of the simulated air in the newest checkpoint of a run folder.
+
+    Raises:
+        RunError: there is no checkpoint, or it holds no simulated air.
+    """
+    state = RunFolder.open(folder).load().extra.get("ether")
+    if not isinstance(state, dict):
+        raise RunError(f"{folder}: its checkpoint holds no simulated air", "start the ether without --state")
+    return state
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:

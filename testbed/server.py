@@ -1,12 +1,12 @@
-"""The server daemon: admits nodes, sounds them, plans rounds, decodes sums, steps, publishes; never sees one node's update."""
+"""The server daemon: admits nodes, sounds them, plans rounds, decodes sums, steps; never sees one node's update."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,14 +15,14 @@ import radio
 from calibration import refuse_coherent
 from radio.base import Radio
 from radio.cycle import Cycle, layout, sounding_samples
-from radio.errors import CalibrationError, LinkError, RunError, TestbedError
+from radio.errors import CalibrationError, LinkError, TestbedError
 from radio.ofdm import PROFILES
 from radio.serverlink import ServerLink
 from radio.uplink import Uplink
 from testbed.bus import Envelope, Lost, ServerBus
 from testbed.config import Experiment, Lab
 from testbed.learner import Teacher
-from testbed.messages import Ack, Csi, CycleTimes, Hello, Message, Nack, Report, Sound, Stop, Train, Welcome
+from testbed.messages import Ack, Csi, Hello, Message, Nack, Report, Sound, Stop, Train, Welcome, as_times
 from testbed.round import Decoded, RoundPlan, run_burst
 from testbed.run import Checkpoint, RunFolder, read_events
 
@@ -171,7 +171,7 @@ class Server:
         if peer is None:
             return {}
         return {
-            "link_gain_db": round(20 * _log10(peer.power**0.5), 3),
+            "link_gain_db": round(10 * math.log10(peer.power), 3),
             "advance_samples": round(peer.advance_samples, 4),
             "phase_rms_rad": round(peer.phase_variance**0.5, 5),
         }
@@ -285,7 +285,7 @@ class Server:
         if decoded is not None:
             report = Report(
                 verdict=decoded.action,
-                verdicts=decoded.verdicts,
+                verdicts=dict(decoded.verdicts),
                 innovations=decoded.innovations,
                 nmse_canary_db=decoded.facts.get("nmse_canary_db"),
                 save=due,
@@ -412,17 +412,6 @@ FACTS = (
 )
 
 
-def as_times(cycle: Cycle) -> CycleTimes:
-    """Turn the radio's form of a cycle into the wire's."""
-    return CycleTimes(**asdict(cycle))
-
-
-def _log10(value: float) -> float:
-    from math import log10
-
-    return log10(max(value, 1e-30))
-
-
 async def serve_server(
     lab: Lab, experiment: Experiment, folder: RunFolder, keys: Path, fingerprint: str, resume: bool = False
 ) -> None:
@@ -442,4 +431,4 @@ async def serve_server(
     await Server(lab, experiment, folder, keys, fingerprint).run(resume)
 
 
-__all__ = ["RunError", "Server", "as_times", "serve_server"]
+__all__ = ["Server", "serve_server"]
