@@ -75,7 +75,7 @@ def forms() -> dict[str, Callable[[], torch.Tensor]]:
 def peak_mb(name: str) -> float:
     """Run one form alone and return how far it raised the process's resident memory at its peak, in MB."""
     form = forms()[name]
-    # Importing torch leaves a higher peak behind than the small forms reach; Linux resets the mark on request (proc(5)).
+    # Importing torch leaves a higher peak behind than small forms reach; Linux resets the mark on request (proc(5)).
     Path("/proc/self/clear_refs").write_text("5")
     before = _status_kb("VmRSS")
     for _ in range(3):
