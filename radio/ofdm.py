@@ -168,9 +168,9 @@ def pack(
 ) -> Complex64[np.ndarray, "burst symbol bin"]:
     """Spread reals over the resource elements of as few bursts as hold them.
 
-    The zero-padded vector gets shared random signs, then one orthonormal DCT-II over its whole length: a sparse or
-    peaky payload becomes Gaussian-like, which keeps the envelope below the clip level, and losing one symbol costs
-    every coordinate a little. Every step is linear and norm-preserving, so sums over nodes stay sums.
+    The zero-padded vector gets shared random signs, then one orthonormal DCT-II over its whole length, then signs
+    again: a sparse or peaky payload becomes Gaussian-like, and losing one symbol costs every coordinate a little. The
+    second signs matter: without them one outlier is a cosine over the bins, which is a pair of peaks in time. Every step is linear and norm-preserving, so sums over nodes stay sums.
 
     Args:
         reals: payload, any length of at least one. Scale it to variance 1 (R) or 1/2 (C) for elements of mean power 1.
@@ -184,7 +184,8 @@ def pack(
     count = bursts_needed(profile, mode, reals.size) * capacity(profile, mode)
     padded = np.zeros(count, np.float32)
     padded[: reals.size] = reals
-    mixed = dct(padded * _signs(seed, count), norm="ortho")
+    before, after = _signs(seed, count)
+    mixed = dct(padded * before, norm="ortho") * after
     elements = mixed.view(np.complex64) if mode == "C" else mixed.astype(np.complex64)
     return cast(np.ndarray, elements.reshape(-1, sum(profile.data_symbols), len(profile.bins)))
 
@@ -205,7 +206,8 @@ def unpack(
         )
     flat = np.ascontiguousarray(grid, np.complex64).reshape(-1)
     mixed = flat.view(np.float32) if mode == "C" else np.ascontiguousarray(flat.real)
-    return cast(np.ndarray, idct(mixed, norm="ortho") * _signs(seed, held))[:count]
+    before, after = _signs(seed, held)
+    return cast(np.ndarray, idct(mixed * after, norm="ortho") * before)[:count]
 
 
 def zadoff_chu(root: int, length: int) -> Complex64[np.ndarray, " length"]:
@@ -378,9 +380,9 @@ def clip(samples: Complex64[np.ndarray, " sample"], limit: float = 1.0) -> tuple
     return limited, count
 
 
-def _signs(seed: int, count: int) -> Float32[np.ndarray, " real"]:
+def _signs(seed: int, count: int) -> Float32[np.ndarray, "2 real"]:
     # The second word keeps this stream apart from the canary's (2) and the checksums' (3) of the same seed.
-    return np.random.default_rng([seed, 1]).integers(0, 2, count, np.int8).astype(np.float32) * 2 - 1
+    return np.random.default_rng([seed, 1]).integers(0, 2, (2, count), np.int8).astype(np.float32) * 2 - 1
 
 
 def _phasor(cycles: np.ndarray) -> np.ndarray:

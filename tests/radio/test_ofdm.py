@@ -308,3 +308,15 @@ def test_error_of_a_superposed_payload_follows_the_closed_form(mode, snr_db, sig
     # The finite payload has random cross terms between nodes: relative size sqrt(2/reals) on every weight error.
     margin = 4 * (np.std(errors) / np.sqrt(draws) + expected * np.sqrt(2 / reals))
     assert np.mean(errors) == pytest.approx(expected, abs=margin)
+
+
+@pytest.mark.parametrize("mode", ["R", "C"])
+def test_an_outlier_in_the_payload_makes_no_peak_in_time(mode):
+    """One large coordinate would be a cosine over the bins, two peaks per symbol, were it not for the second signs."""
+    profile = replace(PROFILES["pluto-915"], modes=("R", "C"))
+    reals = np.zeros(2000, np.float32)
+    reals[137] = 40.0
+    grid = pack(reals, profile, mode, seed=3)
+    samples = np.concatenate([synthesise(burst, profile, np.arange(31.0 * profile.symbol_samples)) for burst in grid])
+    crest_db = 10 * np.log10(np.max(np.abs(samples) ** 2) / np.mean(np.abs(samples) ** 2))
+    assert crest_db < 12.5  # a Gaussian signal of 9,000 samples: ln(9000) is 9.6 dB, exceeded by 3 dB once in 1e5
