@@ -45,8 +45,12 @@ class ServerLink:
     def open(self) -> None:
         """Configure the radio, measure its TX-RX offset and start the slot clock."""
         self._configure()
-        self.offset = measure_offset(self.radio, self.seed)
+        self.remeasure()
         self.origin = self.radio.earliest()
+
+    def remeasure(self) -> None:
+        """Measure the TX-RX offset again: it is void after any gap in a stream. The slot clock counts TX and stays."""
+        self.offset = measure_offset(self.radio, self.seed)
 
     def _configure(self) -> None:
         profile = self.profile

@@ -45,11 +45,13 @@ from testbed.messages import (
 
 log = logging.getLogger(__name__)
 
-#: What may follow what. ``mute`` and ``fault`` are allowed from anywhere; a muted or faulty node is sounded anew.
+#: What may follow what. ``ANYWHERE`` is always allowed: a server that starts again welcomes its nodes anew, and a muted or
+#: faulty node is sounded anew.
+ANYWHERE = {"welcome": "joining", "muted": "muted", "fault": "fault"}
 TRANSITIONS: dict[tuple[str, str], str] = {
-    ("starting", "welcome"): "joining",
     ("joining", "sound"): "tracking",
     ("joining", "restore"): "ready",
+    ("joining", "train"): "training",
     ("ready", "sound"): "tracking",
     ("training", "sound"): "tracking",
     ("muted", "sound"): "tracking",
@@ -103,7 +105,7 @@ class Node:
         self._journal.flush()
 
     def _go(self, event: str) -> None:
-        new = event if event in ("muted", "fault") else TRANSITIONS.get((self.state, event))
+        new = ANYWHERE.get(event) or TRANSITIONS.get((self.state, event))
         if new is None:
             raise LinkError(
                 f"node {self.name}: order {event!r} makes no sense in state {self.state!r}", "restart the node"
@@ -202,16 +204,19 @@ class Node:
             tx_attenuation_db=self.entry.tx_attenuation_db,
         )
         known = checkpoint_rounds(self.folder)
-        wanted = order.resume_round if order.resume_round is not None else (known[-1] if known else None)
-        saved = load_checkpoint(self.folder, self.config_hash, wanted) if wanted is not None else None
+        usable = [k for k in known if order.resume_round is None or k <= order.resume_round]
+        saved = load_checkpoint(self.folder, self.config_hash, usable[-1]) if usable else None
         if saved is not None:
             self.pupil.memory = np.array(saved.arrays["memory"], np.float32)
-        if order.restored and saved is not None:
+        # The saved link is good only if this node took part in the round from which the air goes on.
+        restored = order.restored and saved is not None and saved.round == order.resume_round
+        if restored and saved is not None:
             self.link.restore(saved.extra["link"])
             self._go("restore")
-        else:
+        elif self.pupil.scheme.over_air:
             self.link.open()
-        return Ack(of="welcome", detail={"lead_samples": self.radio.capabilities.lead_samples})
+        able = self.radio.capabilities
+        return Ack(of="welcome", detail={"lead_samples": able.lead_samples, "restored": float(restored)})
 
     def _parts(self) -> tuple[NodeLink, Pupil, Experiment]:
         if self.link is None or self.pupil is None or self.experiment is None:
@@ -318,6 +323,8 @@ class Node:
 
     def _report(self, order: Report, arrays: dict[str, np.ndarray]) -> Message | None:
         link, pupil, _ = self._parts()
+        if link.csi is not None and self.name in order.innovations:
+            link.csi = link.csi.nudged(*order.innovations[self.name])
         if order.again:
             return None
         self._go("report")
@@ -325,8 +332,6 @@ class Node:
         if used and self.work is not None and self.work.round == order.round:
             pupil.commit(self.work)
         self.work = None
-        if link.csi is not None and self.name in order.innovations:
-            link.csi = link.csi.nudged(*order.innovations[self.name])
         if order.save:
             save_checkpoint(
                 self.folder,
@@ -351,4 +356,4 @@ async def serve_node(lab: Lab, name: str, folder: Path, keys: Path) -> None:
     await Node(lab, name, folder, keys).run()
 
 
-__all__ = ["TRANSITIONS", "Node", "serve_node"]
+__all__ = ["ANYWHERE", "TRANSITIONS", "Node", "serve_node"]

@@ -64,7 +64,9 @@ class RoundPlan:
     @classmethod
     def make(cls, server: Server, number: int, answers: Mapping[str, Envelope]) -> RoundPlan | None:
         """Plan with the scalars that the nodes reported; None without any."""
-        scales = {name: e.message for name, e in answers.items() if isinstance(e.message, Scale)}
+        scales = {
+            name: e.message for name, e in answers.items() if isinstance(e.message, Scale) and name in server.ready
+        }
         if not scales:
             return None
         scheme = server.teacher.scheme
@@ -134,7 +136,7 @@ async def run_burst(server: Server, plan: RoundPlan, losses: list[dict[str, str]
         if decoded is None or decoded.action != "void" or attempt == ATTEMPTS - 1:
             break
         for name in plan.names:
-            await server._send(
+            await server.send(
                 name,
                 Report(verdict="void", verdicts=dict(decoded.verdicts), innovations=decoded.innovations, again=True),
             )
@@ -182,8 +184,8 @@ async def _attempt(server: Server, plan: RoundPlan, attempt: int, losses: list[d
             seed=payload.seed,
             attempt=attempt,
         )
-        await server._send(name, order)
-    sent = await server._gather(names, "sent", server.experiment.run.train_timeout_s)
+        await server.send(name, order)
+    sent = await server.gather(names, "sent", server.experiment.run.train_timeout_s)
     losses += [{"node": name, "reason": "did not send"} for name in names if name not in sent]
     names = [name for name in names if name in sent]
     if not names:
@@ -229,6 +231,13 @@ class _Decode:
         losses += [{"node": name, "reason": status} for name, status in verdicts.items() if status not in harmless]
         action: Verdict = "void" if aggregate.lost or not here else aggregate.verdict.action
         gain_mean = server.uplink.gain_mean(self.names)
+        for name, status in verdicts.items():
+            if status in ("missing", "cfo"):
+                server.unlock(name)
+        if aggregate.verdict.rogue:
+            server.warn("rogue", f"round {plan.number}: {'; '.join(aggregate.verdict.reasons)}")
+        if not here:  # all missing at once: the server's own receive stream slipped
+            server.link.remeasure()
         innovations = server.uplink.absorb(self.names, aggregate, plan.powers)
         if plan.nmse_predicted_db is not None:
             server.uplink.watch(aggregate.canary_nmse_db, plan.nmse_predicted_db)

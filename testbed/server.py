@@ -15,7 +15,7 @@ import radio
 from calibration import refuse_coherent
 from radio.base import Radio
 from radio.cycle import Cycle, layout, sounding_samples
-from radio.errors import CalibrationError, LinkError, TestbedError
+from radio.errors import CalibrationError, LinkError
 from radio.ofdm import PROFILES
 from radio.serverlink import ServerLink
 from radio.uplink import Uplink
@@ -48,7 +48,7 @@ class Server:
     def __init__(self, lab: Lab, experiment: Experiment, folder: RunFolder, keys: Path, fingerprint: str) -> None:
         self.lab, self.experiment, self.folder, self.fingerprint = lab, experiment, folder, fingerprint
         self.names = [entry.name for entry in lab.nodes]
-        self.bus = ServerBus(lab, keys, warn=self._warn)
+        self.bus = ServerBus(lab, keys, warn=self.warn)
         self.teacher = Teacher(experiment)
         self.radio: Radio = radio.open(lab.radio_uri("server"), lab.safety)
         profile = PROFILES[experiment.waveform.profile]
@@ -61,9 +61,8 @@ class Server:
         self.round = 0
         self.first_round = 0
         self.history: list[dict[str, Any]] = []
-        self.stopping = False
 
-    def _warn(self, code: str, text: str) -> None:
+    def warn(self, code: str, text: str) -> None:
         self.folder.emit("warning", code=code, text=text)
 
     async def run(self, resume: bool) -> None:
@@ -85,23 +84,20 @@ class Server:
         )
         outcome, reason = "failed", ""
         try:
-            if not restored:
+            if not restored and self.teacher.scheme.over_air:
                 await asyncio.to_thread(self.link.open)
             await self._join(restored)
             for number in range(self.first_round, self.experiment.run.rounds):
-                if self.stopping:
-                    break
                 await self._round(number)
-            outcome = "stopped" if self.stopping else "finished"
-        except TestbedError as error:
+            outcome = "finished"
+        except asyncio.CancelledError:
+            outcome, reason = "stopped", "told to stop"
+            raise
+        except Exception as error:
             reason = str(error)
             raise
         finally:
             await self._finish(outcome, reason)
-
-    def stop(self) -> None:
-        """Finish the round that runs, save, and end."""
-        self.stopping = True
 
     def _restore(self) -> bool:
         """Take up the newest checkpoint; returns whether the air kept running, too."""
@@ -112,6 +108,7 @@ class Server:
         last = [e["round"] for e in read_events(self.folder.events_path) if e["kind"] == "round-finished"]
         if not last or last[-1] < saved.round:  # killed between checkpoint and event
             self.folder.emit("round-finished", **event)
+            self._evaluate(saved.round)
         self.history = list(saved.extra["history"])
         if saved.extra.get("ether") is None:
             return False
@@ -132,7 +129,7 @@ class Server:
                 "start the nodes: testbed node NAME",
             )
         for name in missing:
-            self._warn("missing", f"node {name} did not join within {self.experiment.run.join_timeout_s:.0f} s")
+            self.warn("missing", f"node {name} did not join within {self.experiment.run.join_timeout_s:.0f} s")
         await self._admit(restored)
 
     async def _admit(self, restored: bool = False) -> None:
@@ -142,7 +139,7 @@ class Server:
             return
         resume_round = self.first_round - 1 if restored or self.first_round else None
         for name in names:
-            await self._send(
+            await self.send(
                 name,
                 Welcome(
                     experiment=self.experiment.model_dump(mode="json"),
@@ -155,14 +152,14 @@ class Server:
                     restored=restored,
                 ),
             )
-        welcomed = await self._gather(names, "ack", self.experiment.run.join_timeout_s)
-        for envelope in welcomed.values():
-            assert isinstance(envelope.message, Ack)
-            self.lead_samples = max(self.lead_samples, int(envelope.message.detail["lead_samples"]))
-        if self.teacher.scheme.over_air and not restored:
-            await self._sound(sorted(welcomed), search=True)
-        else:
-            self.ready |= set(welcomed)
+        welcomed = await self.gather(names, "ack", self.experiment.run.join_timeout_s)
+        details = {name: e.message.detail for name, e in welcomed.items() if isinstance(e.message, Ack)}
+        for detail in details.values():
+            self.lead_samples = max(self.lead_samples, int(detail["lead_samples"]))
+        unknown = [name for name, detail in details.items() if not detail["restored"]]
+        self.ready |= set(details) - (set(unknown) if self.teacher.scheme.over_air else set())
+        if self.teacher.scheme.over_air and unknown:
+            await self._sound(sorted(unknown), search=True)
         for name in sorted(self.ready & set(names)):
             self.folder.emit("node-changed", node=name, state="ready", round=self.round, **self._link_facts(name))
 
@@ -192,10 +189,10 @@ class Server:
             heard = await self._soundings(names, cycle, 1, ACQUIRE_SLOTS * profile.slot_samples)
             for name, links in heard.items():
                 if links[0].snr_db < SOUNDING_FLOOR_DB:
-                    self._warn("not-heard", f"node {name}: sounding at {links[0].snr_db:.1f} dB")
+                    self.warn("not-heard", f"node {name}: sounding at {links[0].snr_db:.1f} dB")
                     continue
                 advance = uplink.first_sounding(name, links[0])
-                await self._send(
+                await self.send(
                     name,
                     Csi(timing_advance_samples=advance, drive=uplink.full_drive, final=False),
                     {"gain": links[0].gain},
@@ -204,11 +201,11 @@ class Server:
         heard = await self._soundings(names, cycle, SOUNDINGS, 0)
         refused = uplink.admit(heard)
         for name, reason in sorted(refused.items()):
-            self._warn("refused", f"node {name}: {reason}")
+            self.warn("refused", f"node {name}: {reason}")
         for name in sorted(set(heard) - set(refused)):
             peer = uplink.peers[name]
             order = Csi(timing_advance_samples=peer.advance_samples, drive=uplink.drive(name))
-            if await self._send(name, order, {"gain": peer.gain}):
+            if await self.send(name, order, {"gain": peer.gain}):
                 self.ready.add(name)
 
     async def _soundings(self, names: Sequence[str], cycle: Cycle, cycles: int, search: int) -> dict[str, list[Any]]:
@@ -223,8 +220,8 @@ class Server:
                 drive=self.uplink.full_drive,
                 search_samples=search,
             )
-            await self._send(name, order)
-        sent = await self._gather(names, "sent", self.experiment.run.join_timeout_s)
+            await self.send(name, order)
+        sent = await self.gather(names, "sent", self.experiment.run.join_timeout_s)
         windows = [
             await asyncio.to_thread(self.link.sound, first + n * cycle.slots, cycle, len(names)) for n in range(cycles)
         ]
@@ -233,6 +230,8 @@ class Server:
     async def _round(self, number: int) -> None:
         self.round = number
         self._drain()
+        for name in set(self.uplink.peers) - self.ready:
+            del self.uplink.peers[name]
         await self._admit()
         unlocked, self.unlocked = sorted(self.unlocked & set(self.bus.present)), set()
         if unlocked:
@@ -250,17 +249,21 @@ class Server:
         self.history.append({key: event[key] for key in HISTORY})
         self._save(number, event)
         self.folder.emit("round-finished", **event)
-        due = (number + 1) % self.experiment.run.evaluate_every == 0 or number + 1 == self.experiment.run.rounds
-        if due:
-            self.folder.emit("evaluated", round=number, **await asyncio.to_thread(self.teacher.evaluation, number))
+        await asyncio.to_thread(self._evaluate, number)
+
+    def _evaluate(self, number: int) -> None:
+        """Evaluate after every so many rounds, and after the last."""
+        run = self.experiment.run
+        if (number + 1) % run.evaluate_every == 0 or number + 1 == run.rounds:
+            self.folder.emit("evaluated", round=number, **self.teacher.evaluation(number))
 
     async def _exchange(self, number: int, active: list[str], losses: list[dict[str, str]]) -> Decoded | None:
         """Train, plan, and send until a burst is usable; None when nobody could."""
         theta = {"theta": self.teacher.theta.numpy()}
         order = Train(clients=tuple(active))
         for name in active:
-            await self._send(name, order, theta)
-        scales = await self._gather(active, "scale", self.experiment.run.train_timeout_s)
+            await self.send(name, order, theta)
+        scales = await self.gather(active, "scale", self.experiment.run.train_timeout_s)
         losses += [{"node": name, "reason": "no update"} for name in active if name not in scales]
         plan = RoundPlan.make(self, number, scales)
         if plan is None:
@@ -292,8 +295,8 @@ class Server:
             )
         here = [name for name in self.names if name in self.bus.present and name not in self.arrivals]
         for name in here:
-            await self._send(name, report)
-        await self._gather(here, "ack", self.lab.heartbeat.allowance_s + self.experiment.run.train_timeout_s)
+            await self.send(name, report)
+        await self.gather(here, "ack", self.lab.heartbeat.allowance_s + self.experiment.run.train_timeout_s)
 
     def _summary(self, number: int, decoded: Decoded | None, losses: list[dict[str, str]]) -> dict[str, Any]:
         """Build the fields of ``round-finished``."""
@@ -341,7 +344,7 @@ class Server:
             await self.bus.close()
             self.folder.close()
 
-    async def _send(self, name: str, message: Message, arrays: dict[str, Any] | None = None) -> bool:
+    async def send(self, name: str, message: Message, arrays: dict[str, Any] | None = None) -> bool:
         """Send with the run's name and round; a node that is gone shows up as ``Lost``."""
         stamped = message.model_copy(update={"run": self.folder.name, "round": self.round})
         return not await self.bus.send_all([name], stamped, arrays)
@@ -355,21 +358,18 @@ class Server:
         """Handle news that no order waits for: arrivals and losses."""
         if isinstance(item, Lost):
             self.ready.discard(item.name)
-            self.uplink.peers.pop(item.name, None)
             self.folder.emit("node-changed", node=item.name, state="lost", round=self.round)
         elif isinstance(item, Envelope) and isinstance(item.message, Hello):
             self.ready.discard(item.name)
-            self.uplink.peers.pop(item.name, None)
             if item.name not in self.arrivals:
                 self.arrivals.append(item.name)
 
-    def _unlock(self, name: str) -> None:
+    def unlock(self, name: str) -> None:
         """A node that lost its beacons, or could not do as told, is sought and sounded before its next round."""
         self.ready.discard(name)
-        self.uplink.peers.pop(name, None)
         self.unlocked.add(name)
 
-    async def _gather(self, names: Iterable[str], kind: str, timeout_s: float) -> dict[str, Envelope]:
+    async def gather(self, names: Iterable[str], kind: str, timeout_s: float) -> dict[str, Envelope]:
         """Wait for one answer of ``kind`` from each name; the dead, the refusing and the late are left out.
 
         Returns:
@@ -392,10 +392,10 @@ class Server:
                     waiting.discard(item.name)
                     answers[item.name] = item
         for name in sorted(refusals):
-            self._warn("nack", f"node {name}: {refusals[name]}")
-            self._unlock(name)
+            self.warn("nack", f"node {name}: {refusals[name]}")
+            self.unlock(name)
         for name in sorted(waiting):
-            self._warn("timeout", f"node {name}: no {kind} within {timeout_s:.0f} s")
+            self.warn("timeout", f"node {name}: no {kind} within {timeout_s:.0f} s")
         return {name: answers[name] for name in self.names if name in answers}
 
 
