@@ -45,8 +45,8 @@ from testbed.messages import (
 
 log = logging.getLogger(__name__)
 
-#: What may follow what. ``ANYWHERE`` is always allowed: a server that starts again welcomes its nodes anew, and a muted or
-#: faulty node is sounded anew.
+#: What may follow what. ``ANYWHERE`` is always allowed: a server that starts again welcomes its nodes anew, and a muted
+#: or faulty node is sounded anew.
 ANYWHERE = {"welcome": "joining", "muted": "muted", "fault": "fault"}
 TRANSITIONS: dict[tuple[str, str], str] = {
     ("joining", "sound"): "tracking",

@@ -103,7 +103,7 @@ class Server:
         """Take up the newest checkpoint; returns whether the air kept running, too."""
         saved = self.folder.load(self.fingerprint)
         self.teacher.restore(dict(saved.arrays))
-        self.first_round = saved.round + 1
+        self.first_round = self.round = saved.round + 1
         event = saved.extra["event"]
         last = [e["round"] for e in read_events(self.folder.events_path) if e["kind"] == "round-finished"]
         if not last or last[-1] < saved.round:  # killed between checkpoint and event
