@@ -175,6 +175,7 @@ class Uplink:
             Names not admitted, each with the reason.
         """
         phases = {}
+        noises = []
         for name, links in soundings.items():
             merged = merge_links(links)
             turns = np.array([np.angle(np.vdot(merged.gain, link.gain)) for link in links])
@@ -185,7 +186,8 @@ class Uplink:
             if peer.phase_variance:
                 power = (1 - POWER_GAIN) * peer.power + POWER_GAIN * power
             self.peers[name] = replace(peer, gain=gain, power=power, sigma_eps=merged.sigma_gain, flagged=False)
-            self.noise = merged.noise
+            noises.append(merged.noise)
+        self.noise = float(np.mean(noises))  # one node's few null bins alone would be 0.3 dB off
         table = np.array([phases[name] for name in soundings])
         if len(table) > 1:
             table = table - table.mean(0)
