@@ -65,7 +65,7 @@ def open(uri: str, safety: SafetyProfile, *, ether: Air | None = None, audit: Au
     """
     scheme, _, rest = uri.partition(":")
     if scheme in DRIVERS:
-        connect = import_module(DRIVERS[scheme]).connect
+        driver = import_module(DRIVERS[scheme])
     else:
         found = entry_points(group=GROUP, name=scheme)
         if not found or not rest:
@@ -73,10 +73,11 @@ def open(uri: str, safety: SafetyProfile, *, ether: Air | None = None, audit: Au
             raise ConfigError(
                 f"radio {uri!r} has no known scheme; known are {known}", "write for example loopback:node-1"
             )
-        connect = next(iter(found)).load().connect
-    radio: Radio = connect(rest, ether)
+        driver = next(iter(found)).load()
+    radio: Radio = driver.connect(rest, ether)
     guarded = SafeRadio(radio, safety, audit)
-    guarded.mute()  # a device may radiate a carrier as soon as it is opened
+    if not getattr(driver, "OPENS_MUTED", False):
+        guarded.mute()  # a device may radiate a carrier as soon as it is opened
     return guarded
 
 

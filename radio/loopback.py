@@ -27,6 +27,9 @@ from radio.errors import ConfigError, LinkError, ProtocolMismatch, RadioRefused,
 from radio.wire import VERSION, index, make_error, pack, read_events, unpack
 
 
+OPENS_MUTED = True  # or goes on as it was, on an air that was restored: muting would draw a new LO phase
+
+
 class LoopbackRadio:
     """One radio of a simulated air, behind the door that every radio has. Opens on construction.
 
