@@ -1,0 +1,119 @@
+"""Whole runs with real processes on a simulated air: repeatable, killed, restarted, resumed."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from testbed.config import load
+from testbed.launch import Launcher, launch
+from testbed.run import RunFolder, read_events
+
+NODES = ",".join(f'{{name="node-{i}",radio="loopback:node-{i}"}}' for i in (1, 2, 3))
+SMALL = [
+    f"lab.nodes=[{NODES}]",
+    "lab.heartbeat.interval_s=0.3",
+    "lab.heartbeat.allowance_s=4",
+    "data.clients=3",
+    "data.new_tasks=16",
+    "model.hidden=[24]",
+    "learn.local_steps=2",
+    "run.clients_per_round=3",
+    "run.compare=false",
+]
+TIMES = {"time", "run", "seconds_train", "seconds_air", "seconds_decode"}
+
+
+def pair(*more: str):
+    return load(None, None, [*SMALL, *more])
+
+
+def timeless(folder: RunFolder) -> list[str]:
+    return [
+        json.dumps({key: value for key, value in event.items() if key not in TIMES}, sort_keys=True)
+        for event in read_events(folder.events_path)
+    ]
+
+
+def events(folder: RunFolder, kind: str) -> list[dict]:
+    return [event for event in read_events(folder.events_path) if event["kind"] == kind]
+
+
+def step_until(launcher: Launcher, done, limit_s: float = 120.0) -> None:
+    end = time.monotonic() + limit_s
+    while not done():
+        assert time.monotonic() < end, f"not reached within {limit_s} s"
+        if not launcher.step():
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(300)
+def test_same_seeds_give_the_same_events_byte_for_byte(tmp_path):
+    setup = pair("run.rounds=4", "run.evaluate_every=2")
+    folders = [RunFolder.create(tmp_path / name, setup) for name in ("a", "b")]
+    for folder in folders:
+        launch(setup, folder)
+    first, second = (timeless(folder) for folder in folders)
+    assert first == second
+    finished = events(folders[0], "round-finished")
+    assert [event["round"] for event in finished] == [0, 1, 2, 3]
+    assert all(event["clients"] == ["node-1", "node-2", "node-3"] and not event["voided"] for event in finished)
+    assert events(folders[0], "run-finished")[0]["outcome"] == "finished"
+    thetas = [folder.load().arrays["theta"] for folder in folders]
+    assert np.array_equal(*thetas)
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_server_resumes_to_the_parameters_of_an_unbroken_run(tmp_path):
+    setup = pair("run.rounds=6", "run.evaluate_every=3")
+    whole = RunFolder.create(tmp_path / "whole", setup)
+    launch(setup, whole)
+    broken = RunFolder.create(tmp_path / "broken", setup)
+    with Launcher(setup, broken) as launcher:
+        launcher.start()
+        step_until(launcher, lambda: len(events(broken, "round-finished")) >= 2)
+        launcher.processes["server"].kill()
+    assert not events(broken, "run-finished")
+    launch(setup, broken, resume=True)
+    assert np.array_equal(whole.load().arrays["theta"], broken.load().arrays["theta"])
+    rounds = [event["round"] for event in events(broken, "round-finished")]
+    assert rounds == list(range(6))
+    kinds = {"round-finished", "evaluated"}
+    same = [[line for line in timeless(f) if json.loads(line)["kind"] in kinds] for f in (whole, broken)]
+    assert same[0] == same[1]
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_node_voids_or_shrinks_its_round_and_rejoins(tmp_path):
+    setup = pair("run.rounds=400", "run.evaluate_every=1000")
+    folder = RunFolder.create(tmp_path, setup)
+    with Launcher(setup, folder) as launcher:
+        launcher.start()
+        step_until(launcher, lambda: len(events(folder, "round-finished")) >= 2)
+        os.kill(launcher.processes["node-2"].pid, signal.SIGKILL)
+
+        def back() -> bool:
+            ready = [e for e in events(folder, "node-changed") if e["node"] == "node-2" and e["state"] == "ready"]
+            return len(ready) >= 2
+
+        step_until(launcher, back)
+        rejoined = max(e["round"] for e in events(folder, "node-changed") if e["state"] == "ready")
+        step_until(launcher, lambda: events(folder, "round-finished")[-1]["round"] >= rejoined + 1)
+    finished = events(folder, "round-finished")
+    without = [e for e in finished if "node-2" not in e["clients"]]
+    assert without, "no round felt the death"
+    assert all(e["voided"] or e["clients"] == ["node-1", "node-3"] for e in without)
+    assert finished[-1]["clients"] == ["node-1", "node-2", "node-3"]
+
+
+@pytest.mark.timeout(300)
+def test_error_free_scheme_runs_through_the_same_daemons(tmp_path):
+    setup = pair("run.rounds=2", 'scheme.name="ideal"', "scheme.keep=1.0")
+    folder = RunFolder.create(tmp_path, setup)
+    launch(setup, folder)
+    finished = events(folder, "round-finished")
+    assert len(finished) == 2 and all(e["channel_uses"] == 0 and not e["voided"] for e in finished)
