@@ -37,6 +37,8 @@ def _plain_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: l
     if getattr(obj, "__module__", "").startswith("pydantic"):  # inherited from a library: not ours to explain
         lines[:] = []
         return
+    if what == "property" and lines:  # napoleon would take the words before a colon for a type
+        lines[0] = lines[0].replace(": ", "; ")
     text = "\n".join(lines)
     parts = _LITERAL.split(text)
     parts[::2] = [part.replace("|", r"\|").replace("*", r"\*").replace("`", "``") for part in parts[::2]]

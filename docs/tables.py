@@ -58,7 +58,7 @@ AIR = {
     "preset": "named preset that fills every field that is not given",
     "seed": "seed of every random draw of the air",
     "server": "name of the radio that snr_db refers to",
-    "snr_db": "SNR per resource element at the server, of each node alone: 9 dB back-off, no attenuation, 3/8 of the band",
+    "snr_db": "SNR per resource element at the server of each node alone, at 9 dB back-off and no attenuation",
     "paths_min": "least number of paths of a link",
     "paths_max": "largest number of paths of a link",
     "delay_spread_min_s": "least rms delay spread",
@@ -219,7 +219,10 @@ def presets() -> str:
         if name in ("preset", "seed", "server", "radios", "serial"):
             continue
         values = [getattr(options, name) for options in filled.values()]
-        shown = ["off" if value in (float("-inf"), None) else _plain(value) for value in values]
+        absent = {"ppm": "drawn", "reference_rate_hz": "server's", "unplug_at": "never"}
+        shown = [
+            absent[name] if value is None else "off" if value == float("-inf") else _plain(value) for value in values
+        ]
         each = "yes" if name in RadioEffects.model_fields else ""
         rows.append((f"`{name}`", _sentence(field.description or AIR.get(name, "")), each, *shown))
     return table(("Field", "Meaning", "Per radio", *filled), rows)
@@ -249,7 +252,7 @@ def safety() -> str:
     rows = []
     for name, profile in SAFETY.items():
         for band in profile.bands:
-            mode = f"cables, {profile.attenuation_db:g} dB or more" if profile.conducted else "antenna"
+            mode = f"cables, {profile.attenuation_db:g} dB declared" if profile.conducted else "antenna"
             duty = "not applied" if profile.conducted else f"{100 * band.duty_cycle:g} %"
             span = f"{band.low_hz / 1e6:g}-{band.high_hz / 1e6:g} MHz"
             rows.append((f"`{name}`", mode, span, f"{band.eirp_dbm:g} dBm", duty, f"{profile.guard_hz / 1e3:g} kHz"))
@@ -270,7 +273,12 @@ def every_error() -> list[type[TestbedError]]:
 def errors() -> str:
     """Give the error classes with their pages."""
     rows = [
-        (f"[{kind.slug}]({kind.slug}.md)", f"`{kind.__name__}`", str(kind.exit_code), str(inspect.getdoc(kind)).split("\n")[0])
+        (
+            f"[{kind.slug}]({kind.slug}.md)",
+            f"`{kind.__name__}`",
+            str(kind.exit_code),
+            str(inspect.getdoc(kind)).split("\n")[0],
+        )
         for kind in every_error()
     ]
     return table(("Slug", "Class", "Exit code", "Meaning"), rows)
@@ -287,7 +295,11 @@ def message_sections() -> str:
     for kind in every_message():
         name = kind.model_fields["kind"].default
         doc = (inspect.getdoc(kind) or "").replace("\n", " ")
-        own = [(key, field) for key, field in kind.model_fields.items() if key not in (*messages.Header.model_fields, "kind")]
+        own = [
+            (key, field)
+            for key, field in kind.model_fields.items()
+            if key not in (*messages.Header.model_fields, "kind")
+        ]
         parts.append(f"### `{name}`\n\n{doc}\n")
         if own:
             rows = [(f"`{key}`", _kind(field.annotation), _default(field)) for key, field in own]
@@ -319,7 +331,9 @@ def commands() -> str:
 
 def states() -> str:
     """Give the transitions of a node's state machine."""
-    return table(("State", "Event", "Next state"), ((f"`{a}`", f"`{e}`", f"`{b}`") for (a, e), b in TRANSITIONS.items()))
+    return table(
+        ("State", "Event", "Next state"), ((f"`{a}`", f"`{e}`", f"`{b}`") for (a, e), b in TRANSITIONS.items())
+    )
 
 
 TABLES: dict[str, Callable[[], str]] = {
