@@ -21,8 +21,8 @@ from radio.serverlink import Window
 from radio.sync import Link, merge_links, noise_of
 from radio.verify import Limits, Verdict, Verification, judge, q_meter, verify
 
-#: Gains of the slow loops per round: phase, timing, mean power, phase variance, noise.
-PHASE_GAIN, DELAY_GAIN, POWER_GAIN, SPREAD_GAIN, NOISE_GAIN = 0.4, 0.2, 0.1, 0.1, 0.2
+#: Gains of the slow loops per round: phase, timing, slope of the amplitude, mean power, phase variance, noise.
+PHASE_GAIN, DELAY_GAIN, TILT_GAIN, POWER_GAIN, SPREAD_GAIN, NOISE_GAIN = 0.4, 0.2, 0.2, 0.1, 0.1, 0.2
 #: The canary against the prediction: gain of the running ratio, and the ratio (1.5 dB) that asks for new soundings.
 EXCESS_GAIN, EXCESS_LIMIT = 0.15, 1.41
 #: A node whose link amplitude is below this fraction of the strongest would set the level for all: it is not admitted.
@@ -295,7 +295,9 @@ class Uplink:
             power = float(np.mean(np.abs(peer.gain) ** 2)) * size**2
             self.peers[name] = replace(
                 peer,
-                gain=(peer.gain * (stretch * np.exp(1j * turn))).astype(np.complex64),
+                gain=(peer.gain * self._lean(name, float(seen.tilt[place])) * (stretch * np.exp(1j * turn))).astype(
+                    np.complex64
+                ),
                 power=(1 - POWER_GAIN) * peer.power + POWER_GAIN * power,
                 advance_samples=peer.advance_samples + shift,
                 phase_variance=(1 - SPREAD_GAIN) * peer.phase_variance + SPREAD_GAIN * max(variance, 0.0),
@@ -303,6 +305,19 @@ class Uplink:
             )
             innovations[name] = Innovation(turn, stretch, shift)
         return innovations
+
+    def _lean(self, name: str, tilt: float) -> Float64[np.ndarray, " bin"]:
+        """Give the factor that brings the slope of ``name``'s amplitude over the band nearer to the measured ``tilt``.
+
+        Slow fading of near echoes changes the slope first. The node need not know: it corrects phases only. Under
+        inversion it would have to, so there the canary's excess asks for new soundings instead.
+        """
+        place = self._bins - self._bins.mean()
+        place = place / place[-1]
+        if self.precoder == "inversion":
+            return np.ones(place.size)
+        known = float(place @ self._shape(name) / (place @ place))
+        return cast(np.ndarray, 1 + TILT_GAIN * (tilt - known) * place)
 
     def _learn_correlation(self, names: Sequence[str], aggregate: Aggregate, powers: Mapping[str, float]) -> None:
         sizes = [math.sqrt(powers[name]) * self.arrival(name) for name in names]

@@ -26,6 +26,7 @@ class Verification:
     Attributes:
         gain: effective gain at band centre, 1 for a healthy node; a column per pilot: V0, M, V1 of each burst in order.
         slope_samples: delay after the nominal instant; 0 for a node that was not heard.
+        tilt: relative change of amplitude from band centre to the upper edge; 0 for a node that was not heard.
         power_db: least pilot correlation power over its noise.
         noise: noise variance per resource element.
         cfo_drift_rad: phase change from V0 to V1, bursts combined.
@@ -38,6 +39,7 @@ class Verification:
 
     gain: Complex64[np.ndarray, "node pilot"]
     slope_samples: Float64[np.ndarray, " node"]
+    tilt: Float64[np.ndarray, " node"]
     power_db: Float64[np.ndarray, " node"]
     noise: float
     cfo_drift_rad: Float64[np.ndarray, " node"]
@@ -150,7 +152,9 @@ def verify(
         step = np.sum(np.real(np.conj(gain) * turn), axis=1) / np.maximum(np.sum(np.abs(gain) ** 2, axis=1), 1e-30)
         slope = np.where(heard, np.clip(slope + np.clip(step, -0.5, 0.5), delays[0], delays[-1]), 0.0)
         fit = _fit(received, used, rate, slope)
-    (gain, _), spread, residual = fit
+    (gain, turn), spread, residual = fit
+    # A further delay d turns by rate * d; an imaginary one is a slope of the amplitude.
+    lean = np.sum(np.imag(np.conj(gain) * turn), axis=1) / np.maximum(np.sum(np.abs(gain) ** 2, axis=1), 1e-30)
     amplitude = np.broadcast_to(np.asarray(drive, np.float64), (len(shifts),))
     power = np.abs(gain) ** 2 / (noise * spread[:, None])
 
@@ -161,6 +165,7 @@ def verify(
     return Verification(
         gain=(gain / amplitude[:, None]).astype(np.complex64),
         slope_samples=slope,
+        tilt=np.where(heard, -lean * rate[-1], 0.0),
         power_db=10 * np.log10(np.maximum(power.min(axis=1), 1e-6)),
         noise=noise,
         cfo_drift_rad=np.angle(np.sum(last * np.conj(first), axis=1)),
