@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 #: Slots of beacons for nodes that must first find the server, and soundings that measure link and phase error.
 ACQUIRE_SLOTS, SOUNDINGS = 100, 6
+#: Void rounds in a row after which going on makes no sense.
+VOIDS = 5
 #: A sounding below this SNR per element is no link.
 SOUNDING_FLOOR_DB = -5.0
 
@@ -60,6 +62,7 @@ class Server:
         self.lead_samples = 0
         self.round = 0
         self.first_round = 0
+        self.voids = 0
         self.history: list[dict[str, Any]] = []
 
     def warn(self, code: str, text: str) -> None:
@@ -161,12 +164,10 @@ class Server:
         if self.teacher.scheme.over_air and unknown:
             await self._sound(sorted(unknown), search=True)
         for name in sorted(self.ready & set(names)):
-            self.folder.emit("node-changed", node=name, state="ready", round=self.round, **self._link_facts(name))
+            self.folder.emit("node-changed", node=name, state="ready", round=self.round)
 
-    def _link_facts(self, name: str) -> dict[str, Any]:
-        peer = self.uplink.peers.get(name)
-        if peer is None:
-            return {}
+    def _link_facts(self, name: str) -> dict[str, float]:
+        peer = self.uplink.peers[name]
         return {
             "link_gain_db": round(10 * math.log10(peer.power), 3),
             "advance_samples": round(peer.advance_samples, 4),
@@ -207,6 +208,8 @@ class Server:
             order = Csi(timing_advance_samples=peer.advance_samples, drive=uplink.drive(name))
             if await self.send(name, order, {"gain": peer.gain}):
                 self.ready.add(name)
+        facts = {name: self._link_facts(name) for name in sorted(self.ready & set(names))}
+        self.folder.emit("calibrated", round=self.round, links=facts, searched=search)
 
     async def _soundings(self, names: Sequence[str], cycle: Cycle, cycles: int, search: int) -> dict[str, list[Any]]:
         """Order soundings of all ``names`` in shared windows and receive them."""
@@ -247,9 +250,15 @@ class Server:
         event = self._summary(number, decoded, losses)
         await self._conclude(number, decoded)
         self.history.append({key: event[key] for key in HISTORY})
+        self.voids = self.voids + 1 if event["voided"] else 0
         self._save(number, event)
         self.folder.emit("round-finished", **event)
         await asyncio.to_thread(self._evaluate, number)
+        if self.voids >= VOIDS:
+            raise LinkError(
+                f"{VOIDS} rounds in a row were void, the last for {_reasons(losses)}",
+                "look at the warnings in events.jsonl, then continue with testbed run --resume",
+            )
 
     def _evaluate(self, number: int) -> None:
         """Evaluate after every so many rounds, and after the last."""
@@ -410,6 +419,10 @@ FACTS = (
     "snr_db",
     "phase_rms_rad",
 )
+
+
+def _reasons(losses: Iterable[dict[str, str]]) -> str:
+    return "; ".join(f"{loss['node']}: {loss['reason']}" for loss in losses) or "no node being ready"
 
 
 async def serve_server(

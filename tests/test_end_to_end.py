@@ -4,10 +4,12 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from radio.errors import CalibrationError
 from testbed.config import load
 from testbed.launch import Launcher, launch
 from testbed.run import RunFolder, read_events
@@ -117,3 +119,37 @@ def test_error_free_scheme_runs_through_the_same_daemons(tmp_path):
     launch(setup, folder)
     finished = events(folder, "round-finished")
     assert len(finished) == 2 and all(e["channel_uses"] == 0 and not e["voided"] for e in finished)
+
+
+@pytest.mark.timeout(300)
+def test_complex_symbols_on_a_shared_reference_with_analog_checksums(tmp_path):
+    nodes = ",".join(f'{{name="node-{i}",radio="loopback:node-{i}"}}' for i in (1, 2, 3))
+    setup = load(
+        Path("examples/usrp-complex/experiment.toml"),
+        None,
+        [
+            f"lab.nodes=[{nodes}]",
+            "data.clients=3",
+            "run.clients_per_round=2",
+            "run.rounds=2",
+            "run.compare=false",
+            'scheme.precoder="inversion"',  # flat arrival: appended checks then suffer what the payload suffers
+        ],
+    )
+    folder = RunFolder.create(tmp_path, setup)
+    launch(setup, folder)
+    finished = events(folder, "round-finished")
+    assert all(len(e["clients"]) == 2 and not e["voided"] for e in finished)
+    for event in finished:
+        assert event["nmse_sum_db"] == pytest.approx(event["nmse_predicted_db"], abs=3.0)
+        assert event["nmse_checksum_db"] == pytest.approx(event["nmse_sum_db"], abs=6.0)  # 16 checks: 1.5 dB each way
+
+
+@pytest.mark.timeout(300)
+def test_a_crystal_too_poor_for_coherence_is_refused_with_the_reason(tmp_path):
+    setup = pair("run.rounds=3", "lab.ether.adev=4e-9", "waveform.adev=4e-9")
+    folder = RunFolder.create(tmp_path, setup)
+    with pytest.raises(CalibrationError, match=r"predicted phase error \d\.\d\d rad exceeds 0\.5 rad"):
+        launch(setup, folder)
+    assert not events(folder, "round-finished")
+    assert events(folder, "run-finished")[0]["outcome"] == "failed"
