@@ -14,7 +14,7 @@ from jaxtyping import Complex64
 
 from radio.base import Radio
 from radio.cycle import Cycle, layout, sounding_samples
-from radio.errors import LinkError
+from radio.errors import ConfigError, LinkError
 from radio.nodelink import Csi, NodeLink
 from radio.ofdm import Profile, assemble, canary, pilot
 from radio.payload import Payload, Symbols
@@ -29,11 +29,21 @@ Grid = Complex64[np.ndarray, "symbol bin"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One round: what the server decoded, the phase errors that nodes predicted, and the sum that was aimed at."""
+    """One round.
+
+    Attributes:
+        aggregate: what the server decoded.
+        sigma_rad: phase errors that the nodes predicted.
+        target: the sum that was aimed at; None on hardware, or when nobody sent.
+        lost: nodes that could not send, each with the reason; they must join again.
+        clipped: samples that the transmitters limited.
+    """
 
     aggregate: Aggregate
     sigma_rad: Mapping[str, float]
     target: Symbols | None
+    lost: Mapping[str, str]
+    clipped: int
 
 
 @dataclass
@@ -64,7 +74,20 @@ class Cell:
     lead_samples: int = field(init=False)
 
     def open(self) -> None:
-        """Open every link and measure every TX-RX offset, the server's first."""
+        """Open every link and measure every TX-RX offset, the server's first.
+
+        Raises:
+            ConfigError: two radios have one serial: one device would be driven twice.
+        """
+        radios = {"server": self.server, **self.nodes}
+        serials: dict[str, str] = {}
+        for name, radio in radios.items():
+            serial = radio.capabilities.serial
+            if serial in serials:
+                raise ConfigError(
+                    f"{serials[serial]} and {name} are one radio, serial {serial}", "give every node a radio of its own"
+                )
+            serials[serial] = name
         self.link = ServerLink(self.server, self.profile, self.rx_gain_db, self.seed)
         self.link.open()
         self.uplink = Uplink(self.profile, self.mode, self.precoder, max(len(self.nodes), 1))
@@ -75,9 +98,13 @@ class Cell:
             self.links[name] = node
         self.lead_samples = max(radio.capabilities.lead_samples for radio in self.nodes.values())
 
-    def join(self) -> dict[str, str]:
-        """Acquire and sound all nodes. Returns the names that were not admitted, each with the reason."""
-        names = list(self.links)
+    def join(self, names: Sequence[str] | None = None) -> dict[str, str]:
+        """Acquire and sound nodes, all or those that lost their lock.
+
+        Returns:
+            The names that were not admitted, each with the reason.
+        """
+        names = list(self.links if names is None else names)
         cycle = layout(self.profile, self.lead_samples, self.before, len(names) * sounding_samples(self.profile))
         first = self.link.next_slot()
         self.link.send_beacons(first, ACQUIRE_SLOTS)
@@ -101,7 +128,8 @@ class Cell:
             for number in range(SOUNDINGS):
                 self.sound(self.links[name], start + number * cycle.slots, cycle, place)
         table = [self.link.sound(start + n * cycle.slots, cycle, len(admitted)) for n in range(SOUNDINGS)]
-        refused |= self.uplink.admit({name: [row[i] for row in table] for i, name in enumerate(admitted)})
+        if admitted:
+            refused |= self.uplink.admit({name: [row[i] for row in table] for i, name in enumerate(admitted)})
         self.refresh()
         return refused
 
@@ -129,16 +157,21 @@ class Cell:
             number: round number, for seeds.
             appended: append analog checksums.
             tamper: changes a node's precoded burst, to provoke faults.
+
+        Raises:
+            LinkError: no node could send.
         """
-        names = sorted(symbols)
+        ordered = sorted(symbols)
         everyone = sorted(self.links)
-        shifts = [everyone.index(name) for name in names]
-        payload = Payload(self.profile, self.mode, len(symbols[names[0]]), self.seed + number, appended)
+        payload = Payload(self.profile, self.mode, len(symbols[ordered[0]]), self.seed + number, appended)
         cycle = layout(self.profile, self.lead_samples, self.before, self.profile.burst_samples)
         first = self.link.schedule(cycle, payload.bursts)
         targets: list[np.ndarray] = []
-        sigma = {}
-        for name, shift in zip(names, shifts, strict=True):
+        sigma: dict[str, float] = {}
+        lost: dict[str, str] = {}
+        clipped = 0
+        for name in ordered:
+            shift = everyone.index(name)
             node = self.links[name]
             assert node.csi is not None
             node.csi = Csi(node.csi.gain, node.csi.advance_samples, self.uplink.drive(name))
@@ -147,11 +180,23 @@ class Cell:
             for burst, data in enumerate(grid):
                 whole = assemble(data, pilot(self.profile, shift, self.uplink.nodes_max), known)
                 sent = tamper(name, node.precode(whole, self.precoder))
-                report, sigma[name] = node.follow(first + burst * cycle.slots, cycle, sent)
+                try:
+                    report, sigma[name] = node.follow(first + burst * cycle.slots, cycle, sent)
+                except LinkError as error:
+                    lost[name] = error.message
+                    break
+                clipped += report.clipped
                 if node.radio.witness is not None:
                     weight = self.weight(name, report.start)
                     grid[burst] = data * weight
-            targets.append(grid)
+            if name in lost:
+                self.uplink.peers.pop(name, None)
+            else:
+                targets.append(grid)
+        names = [name for name in ordered if name not in lost]
+        if not names:
+            raise LinkError(f"none of {len(ordered)} nodes could send: {lost}", "join them again")
+        shifts = [everyone.index(name) for name in names]
         windows = [
             self.link.window(first + burst * cycle.slots, cycle.burst_at, self.profile.burst_symbols)
             for burst in range(payload.bursts)
@@ -162,8 +207,9 @@ class Cell:
             csi = self.links[name].csi
             assert csi is not None
             self.links[name].csi = csi.nudged(innovation.turn_rad, innovation.stretch, innovation.delay_samples)
-        target = payload.read(np.sum(targets, axis=0).astype(np.complex64))[0] if targets else None
-        return Outcome(aggregate, sigma, target)
+        observed = all(self.nodes[name].witness is not None for name in names)
+        target = payload.read(np.sum(targets, axis=0).astype(np.complex64))[0] if observed else None
+        return Outcome(aggregate, sigma, target, lost, clipped)
 
     def weight(self, name: str, start: int) -> np.ndarray:
         """True arrival amplitude of a node per bin in units of the level (ones under inversion)."""

@@ -21,7 +21,7 @@ _NEWTON_STEPS = 2
 
 def samples_ratio(profile: Profile, cfo_hz: float, tuned_offset_hz: float) -> float:
     """Receiver samples per sender's sample: carrier and sample clock come from one crystal."""
-    return 1.0 - (cfo_hz + tuned_offset_hz) / profile.carrier_hz
+    return 1.0 - (cfo_hz + tuned_offset_hz) / profile.beacon_hz
 
 
 def _turned(

@@ -2,6 +2,7 @@
 
 Two-way tracking: the downlink phase psi(t) is a constant minus the uplink phase, so a burst turned by ``exp(j psi(t))``
 arrives with the slow constant C(f) only, which the server measures and sends back. A retune or restart makes it void.
+With frequency-division duplex the same crystals turn both carriers, so psi varies by the ratio of the carriers.
 """
 
 from __future__ import annotations
@@ -68,28 +69,50 @@ class NodeLink:
     cfo_hz: float = 0.0
     snr_db: float = float("nan")
     missed: int = 0
+    measured: bool = False
+    residue_hz: float = 0.0
+    epoch: int | None = None
     csi: Csi | None = None
     tracker: PhaseTracker | None = field(default=None, repr=False)
     clock: SlotClock | None = field(default=None, repr=False)
 
     def open(self) -> None:
         """Configure the radio and measure its TX-RX offset; nothing is radiated but the low-level offset burst."""
-        self._tune(0.0)
-        self.offset = measure_offset(self.radio, self.seed)
+        self._measure()
 
-    def _tune(self, shift_hz: float) -> None:
+    @property
+    def scale(self) -> float:
+        """Uplink carrier over downlink carrier."""
+        return self.profile.carrier_hz / self.profile.beacon_hz
+
+    def _measure(self) -> None:
+        """Measure the TX-RX offset, with the transmitter in the receive band for as long as it takes."""
+        self._tune(self.tuned_hz, echo=True)
+        self.offset = measure_offset(self.radio, self.seed)
+        self._tune(self.tuned_hz)
+        self.measured = True
+
+    def _tune(self, shift_hz: float, echo: bool = False) -> None:
+        """Tune by ``shift_hz`` off the downlink carrier, and by as many parts per million off the uplink's."""
+        profile = self.profile
         wanted = RadioConfig(
-            rate_hz=self.profile.rate_hz,
-            tx_hz=self.profile.carrier_hz + shift_hz,
-            rx_hz=self.profile.carrier_hz + shift_hz,
-            bandwidth_hz=self.profile.bandwidth_hz,
+            rate_hz=profile.rate_hz,
+            tx_hz=profile.beacon_hz + shift_hz if echo else profile.carrier_hz + self.scale * shift_hz,
+            rx_hz=profile.beacon_hz + shift_hz,
+            bandwidth_hz=profile.bandwidth_hz,
             rx_gain_db=self.rx_gain_db,
             tx_attenuation_db=self.tx_attenuation_db,
         )
-        self.tuned_hz = self.radio.configure(wanted).rx_hz - self.profile.carrier_hz
+        taken = self.radio.configure(wanted)
+        self.tuned_hz = taken.rx_hz - profile.beacon_hz
+        # Synthesiser steps keep the two shifts from being exactly one ratio; what is left turns at a known rate.
+        self.residue_hz = taken.tx_hz - profile.carrier_hz - self.scale * self.tuned_hz
 
     def acquire(self, budget_samples: int) -> int:
         """Search for the server's beacons, tune the LO once, and start the trackers.
+
+        A second search follows a lost lock, and a lock is lost with samples: a radio without one timeline may have
+        slipped, so its TX-RX offset is measured again first.
 
         Args:
             budget_samples: how long to search.
@@ -100,13 +123,16 @@ class NodeLink:
         Raises:
             LinkError: no beacon within the budget.
         """
-        self.csi = None
+        self.csi = self.epoch = None
+        if not self.measured:
+            self._measure()
+        self.measured = False
         fix = self._search(budget_samples)
         if abs(fix.cfo_hz) > COARSE_HZ:
             self._tune(self.tuned_hz + fix.cfo_hz)
             fix = self._search(budget_samples)
         adev = SHARED_ADEV if self.radio.capabilities.shared_reference else self.adev
-        self.tracker = PhaseTracker(adev=adev, rate_hz=self.profile.rate_hz, carrier_hz=self.profile.carrier_hz)
+        self.tracker = PhaseTracker(adev=adev, rate_hz=self.profile.rate_hz, carrier_hz=self.profile.beacon_hz)
         self.clock = SlotClock(self.profile.slot_samples)
         self.missed = 0
         self._absorb(fix)
@@ -121,7 +147,7 @@ class NodeLink:
                 return fix
         raise LinkError(
             f"{self.radio.name}: no beacon in {budget_samples / self.profile.rate_hz:.2f} s at "
-            f"{self.profile.carrier_hz / 1e6:.3f} MHz",
+            f"{self.profile.beacon_hz / 1e6:.3f} MHz",
             "check that the server is running, the antenna or cable, and the carrier of both radios",
         )
 
@@ -134,7 +160,7 @@ class NodeLink:
     @property
     def ppm(self) -> float:
         """This node's clock against the server's, in parts per million (positive: the node runs fast)."""
-        return -(self.cfo_hz + self.tuned_hz) / self.profile.carrier_hz * 1e6
+        return -(self.cfo_hz + self.tuned_hz) / self.profile.beacon_hz * 1e6
 
     def listen(self, slot: int) -> bool:
         """Track the beacon of ``slot``; beacons already past are skipped.
@@ -194,10 +220,16 @@ class NodeLink:
 
         Raises:
             TooLate: the instant can no longer be met; nothing is sent.
-            LinkError: no lock.
+            LinkError: no lock, or the phase was lost on the way from one beacon to the next.
         """
         if self.clock is None or self.tracker is None:
             raise LinkError(f"{self.radio.name}: not locked to the beacons", "sound this node again")
+        if self.epoch is None:
+            self.epoch = self.tracker.epoch
+        if self.scale != 1 and self.epoch != self.tracker.epoch:
+            # A whole turn of the downlink is none of the uplink: what the server measured holds no longer.
+            self.clock = self.tracker = self.csi = None
+            raise LinkError(f"{self.radio.name}: the phase was lost between beacons", "the node is sounded again")
         ratio = 1 + self.ppm * 1e-6
         advance = self.csi.advance_samples if self.csi is not None else 0.0
         slot_index = self.clock.index_of(slot)
@@ -205,11 +237,12 @@ class NodeLink:
         count = int(len(grid) * self.profile.symbol_samples * ratio)
         index = first + np.arange(count, dtype=np.float64)
         times = (index - slot_index) / ratio - at + advance
-        prediction = self.tracker.predict(index)
-        samples = synthesise(grid, self.profile, times) * np.exp(1j * prediction.phase_rad).astype(np.complex64)
+        prediction = self.tracker.predict(index, scale=self.scale)
+        phase_rad = prediction.phase_rad - (2 * math.pi * self.residue_hz / self.profile.rate_hz) * index
+        samples = synthesise(grid, self.profile, times) * np.exp(1j * phase_rad).astype(np.complex64)
         samples, clipped = clip(samples)
         report = self.radio.transmit(samples, first + self.offset)
-        middle = self.tracker.predict(float(index[count // 2]))
+        middle = self.tracker.predict(float(index[count // 2]), scale=self.scale)
         return replace(report, clipped=report.clipped + clipped), float(middle.sigma_rad)
 
     def precode(self, grid: Grid, kind: str) -> Grid:
@@ -226,6 +259,7 @@ class NodeLink:
             "tuned_hz": self.tuned_hz,
             "cfo_hz": self.cfo_hz,
             "missed": self.missed,
+            "epoch": self.epoch,
             "tracker": self.tracker.state() if self.tracker else None,
             "clock": self.clock.state() if self.clock else None,
             "csi": None
@@ -240,7 +274,7 @@ class NodeLink:
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a state saved by ``state`` on a radio that kept running."""
         self.offset = state["offset"]
-        self.cfo_hz, self.missed = state["cfo_hz"], state["missed"]
+        self.cfo_hz, self.missed, self.epoch = state["cfo_hz"], state["missed"], state["epoch"]
         self._tune(state["tuned_hz"])
         self.tracker = PhaseTracker.from_state(state["tracker"]) if state["tracker"] else None
         self.clock = SlotClock.from_state(state["clock"]) if state["clock"] else None

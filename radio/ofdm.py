@@ -30,7 +30,7 @@ class Profile:
     Attributes:
         name: key in ``PROFILES``.
         rate_hz: sample rate.
-        carrier_hz: default carrier frequency.
+        carrier_hz: carrier of the uplink, and of the beacons unless ``downlink_hz`` is given.
         bandwidth_hz: analogue filter bandwidth (two-sided).
         fft: FFT length.
         cp: cyclic prefix in samples.
@@ -45,6 +45,7 @@ class Profile:
         ltf: length of one long training sequence in samples; it is sent twice.
         ltf_root: Zadoff-Chu root of the long training sequence.
         second_ltf: samples from the first to the second pair of long training sequences.
+        downlink_hz: carrier of the beacons with frequency-division duplex; None: one carrier, time-division duplex.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Profile:
     ltf: int = 128
     ltf_root: int = 25
     second_ltf: int = 1_000
+    downlink_hz: float | None = None
 
     def __post_init__(self) -> None:
         before, after = self.data_symbols
@@ -72,6 +74,11 @@ class Profile:
                 f"profile {self.name!r} has {before} data symbols before its middle pilot and {after} after it",
                 "use two halves; the second may be one longer",
             )
+
+    @property
+    def beacon_hz(self) -> float:
+        """Carrier of the beacons."""
+        return self.carrier_hz if self.downlink_hz is None else self.downlink_hz
 
     @property
     def symbol_samples(self) -> int:
@@ -170,7 +177,8 @@ def pack(
 
     The zero-padded vector gets shared random signs, then one orthonormal DCT-II over its whole length, then signs
     again: a sparse or peaky payload becomes Gaussian-like, and losing one symbol costs every coordinate a little. The
-    second signs matter: without them one outlier is a cosine over the bins, which is a pair of peaks in time. Every step is linear and norm-preserving, so sums over nodes stay sums.
+    second signs matter: without them one outlier is a cosine over the bins, which is a pair of peaks in time. Every
+    step is linear and norm-preserving, so sums over nodes stay sums.
 
     Args:
         reals: payload, any length of at least one. Scale it to variance 1 (R) or 1/2 (C) for elements of mean power 1.

@@ -44,20 +44,24 @@ class ServerLink:
 
     def open(self) -> None:
         """Configure the radio, measure its TX-RX offset and start the slot clock."""
-        self._configure()
         self.remeasure()
         self.origin = self.radio.earliest()
 
     def remeasure(self) -> None:
-        """Measure the TX-RX offset again: it is void after any gap in a stream. The slot clock counts TX and stays."""
-        self.offset = measure_offset(self.radio, self.seed)
+        """Measure the TX-RX offset again: it is void after any gap in a stream. The slot clock counts TX and stays.
 
-    def _configure(self) -> None:
+        With frequency-division duplex the transmitter visits the receive band meanwhile, which costs its phase.
+        """
+        self._configure(self.profile.carrier_hz)
+        self.offset = measure_offset(self.radio, self.seed)
+        self._configure(self.profile.beacon_hz)
+
+    def _configure(self, tx_hz: float) -> None:
         profile = self.profile
         self.radio.configure(
             RadioConfig(
                 rate_hz=profile.rate_hz,
-                tx_hz=profile.carrier_hz,
+                tx_hz=tx_hz,
                 rx_hz=profile.carrier_hz,
                 bandwidth_hz=profile.bandwidth_hz,
                 rx_gain_db=self.rx_gain_db,
@@ -119,5 +123,5 @@ class ServerLink:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a state saved by ``state`` on a radio that kept running."""
-        self._configure()
+        self._configure(self.profile.beacon_hz)
         self.offset, self.origin, self.last_slot = state["offset"], state["origin"], state["last_slot"]
