@@ -107,10 +107,10 @@ class Server:
         saved = self.folder.load(self.fingerprint)
         self.teacher.restore(dict(saved.arrays))
         self.first_round = self.round = saved.round + 1
-        event = saved.extra["event"]
-        last = [e["round"] for e in read_events(self.folder.events_path) if e["kind"] == "round-finished"]
-        if not last or last[-1] < saved.round:  # killed between checkpoint and event
-            self.folder.emit("round-finished", **event)
+        told = {e["kind"] for e in read_events(self.folder.events_path) if e.get("round") == saved.round}
+        if "round-finished" not in told:  # killed between checkpoint and event
+            self.folder.emit("round-finished", **saved.extra["event"])
+        if "evaluated" not in told:
             self._evaluate(saved.round)
         self.history = list(saved.extra["history"])
         if saved.extra.get("ether") is None:
