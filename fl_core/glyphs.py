@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -104,6 +103,8 @@ def _distort(base: Float[Tensor, "n 1 row column"], rng: torch.Generator) -> Flo
 @lru_cache(maxsize=1)
 def _catalogue() -> tuple[Tensor, Tensor, tuple[str, ...], tuple[str, ...]]:
     """Render every character in every font once: (bases, class of each base in ascending order, names, groups)."""
+    import matplotlib  # imported late: only this data set needs its fonts
+
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     fonts = {name: ImageFont.truetype(folder / f"{name}.ttf", 72) for name in (*_FONTS, *_LATIN_FONTS)}
     blanks = {name: _ink(font, chr(0x10FFFD)) for name, font in fonts.items()}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -32,10 +35,13 @@ class Images:
 @lru_cache(maxsize=1)
 def digits() -> Images:
     """Load the 1,797 handwritten digits of 8x8 pixels that scikit-learn ships (UCI optical recognition, test part)."""
-    from sklearn.datasets import load_digits  # imported late: it takes a second, and only this data set needs it
-
-    values, labels = load_digits(return_X_y=True)
-    images = torch.from_numpy(values).float().view(-1, 1, 8, 8) / 16.0
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise ValueError("data.name = 'digits' needs scikit-learn, which is not installed; pip install scikit-learn")
+    # The file alone: importing scikit-learn's loader takes every node longer than a hundred of its rounds.
+    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    labels = table[:, -1].astype(np.int64)
+    images = torch.from_numpy(table[:, :-1]).float().view(-1, 1, 8, 8) / 16.0
     # 6 and 9 are turned copies of each other, so with rotations they must fall on the same side.
     groups = tuple("6 and 9" if digit in (6, 9) else str(digit) for digit in range(10))
-    return Images(images, torch.from_numpy(labels).long(), tuple(str(digit) for digit in range(10)), groups)
+    return Images(images, torch.from_numpy(labels), tuple(str(digit) for digit in range(10)), groups)

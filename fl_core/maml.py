@@ -18,6 +18,8 @@ from fl_core.options import LearnOptions
 
 Vector = Float[Tensor, " d"]
 Method = Literal["exact", "hessian-free", "first-order"]
+Function = Callable[[Tensor], Tensor]
+Derive = Callable[[Function], Function]
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,20 @@ def loss(model: Model, theta: Vector, batch: Batch) -> Float[Tensor, ""]:
     return F.cross_entropy(model.logits(theta, batch.x), batch.y)
 
 
-def fine_tune(model: Model, theta: Vector, support: Batch, alpha: float) -> Vector:
+def fine_tune(model: Model, theta: Vector, support: Batch, alpha: float, derive: Derive = grad) -> Vector:
     """Take the one fine-tuning step phi = theta - alpha grad f(theta; support)."""
-    return theta - alpha * _gradient(model, support)(theta)
+    return theta - alpha * _gradient(model, support, derive)(theta)
 
 
 def meta_gradient(
-    model: Model, theta: Vector, support: Batch, query: Batch, hessian: Batch, alpha: float, method: Method
+    model: Model,
+    theta: Vector,
+    support: Batch,
+    query: Batch,
+    hessian: Batch,
+    alpha: float,
+    method: Method,
+    derive: Derive = grad,
 ) -> Vector:
     """Compute the stochastic meta-gradient of Fallah, Mokhtari, Ozdaglar (Per-FedAvg, arXiv 2002.07948, section 4).
 
@@ -70,6 +79,7 @@ def meta_gradient(
         alpha: inner rate; at 0 the result is the plain gradient on ``query``.
         method: ``exact`` (double backward), ``hessian-free`` (central difference of gradients along g, with a step of
             fixed length whatever ||g||), or ``first-order`` (g alone).
+        derive: turns a scalar function into its gradient: ``torch.func.grad``, or :func:`plain_grad` outside vmap.
 
     Returns:
         The meta-gradient (d,).
@@ -79,11 +89,32 @@ def meta_gradient(
     """
     if method not in _CORRECTIONS:
         raise ValueError(f"gradient {method!r} is unknown; choose one of {', '.join(_CORRECTIONS)}")
-    outer = _gradient(model, query)(fine_tune(model, theta, support, alpha))
-    return outer if alpha == 0 else outer - alpha * _CORRECTIONS[method](_gradient(model, hessian), theta, outer)
+    outer = _gradient(model, query, derive)(fine_tune(model, theta, support, alpha, derive))
+    if alpha == 0:
+        return outer
+    return outer - alpha * _CORRECTIONS[method](_gradient(model, hessian, derive), theta, outer, derive)
 
 
-def local_update(model: Model, theta: Vector, tasks: Task, alpha: float, eta: float, method: Method) -> Vector:
+def plain_grad(function: Function) -> Function:
+    """Give a function's gradient as ``torch.func.grad`` does, through plain autograd: for one client, outside vmap.
+
+    The first call of ``torch.func.grad`` in a process imports torch's compiler: a second and a half and 100 MB for each
+    node daemon, which never needs more than this. Gradients nest: inside another one the graph is kept.
+    """
+
+    def gradient(point: Tensor) -> Tensor:
+        nested = point.requires_grad
+        with torch.enable_grad():
+            at = point if nested else point.detach().requires_grad_()
+            (result,) = torch.autograd.grad(function(at), at, create_graph=nested)
+        return result
+
+    return gradient
+
+
+def local_update(
+    model: Model, theta: Vector, tasks: Task, alpha: float, eta: float, method: Method, derive: Derive = plain_grad
+) -> Vector:
     """Take Q local steps theta <- theta - eta meta_gradient(theta) and return theta_0 - theta_Q, a descent direction.
 
     Args:
@@ -93,6 +124,7 @@ def local_update(model: Model, theta: Vector, tasks: Task, alpha: float, eta: fl
         alpha: inner rate.
         eta: outer rate.
         method: the meta-gradient's implementation.
+        derive: as in :func:`meta_gradient`.
 
     Returns:
         The update Delta (d,). The server subtracts it.
@@ -101,7 +133,7 @@ def local_update(model: Model, theta: Vector, tasks: Task, alpha: float, eta: fl
     update = torch.zeros_like(theta)
     for step in range(tasks.query.y.shape[0]):
         support, query, hessian = (Batch(batch.x[step], batch.y[step]) for batch in tasks)
-        update = update + eta * meta_gradient(model, theta - update, support, query, hessian, alpha, method)
+        update = update + eta * meta_gradient(model, theta - update, support, query, hessian, alpha, method, derive)
     return update
 
 
@@ -124,7 +156,7 @@ def local_updates(
     """
 
     def one(client_tasks: Task) -> Vector:
-        return local_update(model, theta, client_tasks, alpha, eta, method)
+        return local_update(model, theta, client_tasks, alpha, eta, method, grad)
 
     return _mapped(one, tasks, chunk or default_chunk(model))
 
@@ -190,24 +222,23 @@ def _mapped(function: Callable[[Task], Tensor], tasks: Task, chunk: int) -> Tens
     return mapped
 
 
-def _gradient(model: Model, batch: Batch) -> Callable[[Tensor], Tensor]:
+def _gradient(model: Model, batch: Batch, derive: Derive) -> Function:
     def value(theta: Tensor) -> Tensor:
         return loss(model, theta, batch)
 
-    return grad(value)
+    return derive(value)
 
 
-def _exact(gradient: Callable[[Tensor], Tensor], theta: Tensor, direction: Tensor) -> Tensor:
+def _exact(gradient: Function, theta: Tensor, direction: Tensor, derive: Derive) -> Tensor:
     fixed = direction.detach()
 
     def along(point: Tensor) -> Tensor:
         return torch.dot(gradient(point), fixed)
 
-    product: Tensor = grad(along)(theta)
-    return product
+    return derive(along)(theta)
 
 
-def _hessian_free(gradient: Callable[[Tensor], Tensor], theta: Tensor, direction: Tensor) -> Tensor:
+def _hessian_free(gradient: Function, theta: Tensor, direction: Tensor, derive: Derive) -> Tensor:
     # A step proportional to ||direction|| drowns in rounding once gradients are small. A step of fixed length, relative
     # to theta, balances truncation (step^2) against rounding (machine epsilon / step) at the cube root of epsilon.
     norm = direction.norm()
@@ -218,11 +249,11 @@ def _hessian_free(gradient: Callable[[Tensor], Tensor], theta: Tensor, direction
     return torch.mul(norm / (2.0 * step), difference)
 
 
-def _first_order(gradient: Callable[[Tensor], Tensor], theta: Tensor, direction: Tensor) -> Tensor:
+def _first_order(gradient: Function, theta: Tensor, direction: Tensor, derive: Derive) -> Tensor:
     return torch.zeros_like(direction)
 
 
-_CORRECTIONS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]] = {
+_CORRECTIONS: dict[str, Callable[[Function, Tensor, Tensor, Derive], Tensor]] = {
     "exact": _exact,
     "hessian-free": _hessian_free,
     "first-order": _first_order,

@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+#: Names of the table ``fl_core.schemes.SCHEMES``, for those who check an option without loading torch.
+SCHEME_NAMES = ("air-meta-pfl", "ideal")
+
 Width = Annotated[int, Field(ge=1, le=65_536)]
 
 

@@ -1,7 +1,7 @@
 """The schemes: how an update becomes channel symbols and a received sum becomes the mean update, and their table.
 
 Knows encoders, mappings and estimators; knows nothing of radios, data sets or who the clients are. A new scheme is one
-class with the members of :class:`Scheme` and one line in :data:`SCHEMES`.
+class with the members of :class:`Scheme`, one line in :data:`SCHEMES`, and its name in ``options.SCHEME_NAMES``.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
-from scipy.signal import resample_poly
 
 from radio.base import RadioConfig
 from radio.clock import Chunks, Clock, PhaseNoise, rng
@@ -44,6 +43,8 @@ class Burst:
         if rate_hz == self.rate_hz:
             return self.re, self.im
         if rate_hz not in self.converted:
+            from scipy.signal import resample_poly  # imported late: it takes half a second, and few labs mix rates
+
             ratio = Fraction(rate_hz / self.rate_hz).limit_denominator(1000)
             self.converted[rate_hz] = (
                 resample_poly(self.re, ratio.numerator, ratio.denominator).astype(np.float32),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Complex64, Float64
-from scipy.signal import oaconvolve
+from scipy.fft import fft, ifft, next_fast_len
 
 from radio.base import Radio
 from radio.errors import CalibrationError
@@ -69,6 +69,7 @@ def _correlate(
 ) -> Float64[np.ndarray, " lag"]:
     """Correlate with the code at every whole lag, after taking the mean (the receiver's DC) out; returns powers."""
     flat = samples - samples.mean()
-    lags = oaconvolve(flat, np.conj(chips[::-1]), mode="valid")
+    size = next_fast_len(flat.size)  # one circular correlation: the lags that wrap around are cut off
+    lags = ifft(fft(flat, size) * np.conj(fft(chips, size)))[: flat.size - chips.size + 1]
     power: np.ndarray = np.abs(lags).astype(np.float64) ** 2
     return power

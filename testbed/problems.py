@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from fl_core.options import SCHEME_NAMES
 from radio.errors import ConfigError
 from radio.ofdm import PROFILES
 
@@ -184,13 +185,11 @@ def _needs_ether(uri: str) -> bool:
 
 
 def _check_fit(lab: Lab, experiment: Experiment, lab_source: str, experiment_source: str, wrong: Any) -> None:
-    from fl_core.schemes import SCHEMES  # loads torch, which the ether and `--help` do without
-
     nodes = len(lab.nodes)
     wave, run = experiment.waveform, experiment.run
-    if experiment.scheme.name not in SCHEMES:
+    if experiment.scheme.name not in SCHEME_NAMES:
         text = f"scheme.name = {experiment.scheme.name!r}: unknown scheme"
-        wrong(experiment_source, text, suggest(experiment.scheme.name, SCHEMES))
+        wrong(experiment_source, text, suggest(experiment.scheme.name, SCHEME_NAMES))
     profile = PROFILES.get(wave.profile)
     if profile is None:
         text = f"waveform.profile = {wave.profile!r}: unknown profile"

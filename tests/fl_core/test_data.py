@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from fl_core import data
 from fl_core.glyphs import glyphs
@@ -58,6 +59,12 @@ def test_a_digit_and_its_rotations_stay_on_one_side(seed: int) -> None:
     assert not sides[0] & sides[1] and sides[0] | sides[1] == set("0123456789")
     assert ("6" in sides[0]) == ("9" in sides[0]), "a turned 6 is a 9"
     assert len(dataset.new_classes) == 12
+
+
+def test_the_digits_are_those_of_scikit_learn() -> None:
+    values, labels = load_digits(return_X_y=True)
+    assert torch.equal(digits().images.flatten(1) * 16, torch.from_numpy(values).float())
+    assert torch.equal(digits().labels, torch.from_numpy(labels))
 
 
 def test_the_held_out_digits_depend_on_the_seed() -> None:

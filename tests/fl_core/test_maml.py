@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import grad
 
 from fl_core import data, maml
 from fl_core.data import Batch, Task
@@ -100,19 +103,19 @@ def test_hessian_free_in_single_precision_whatever_the_gradient_norm(shrink: flo
     model, theta = start()
     hessian = task().hessian
     direction = shrink * F.normalize(torch.randn(model.dimension, generator=generator(4), dtype=torch.float64), dim=0)
-    truth = maml._exact(maml._gradient(model, hessian), theta, direction)
+    truth = maml._exact(maml._gradient(model, hessian, grad), theta, direction, grad)
     single = Batch(hessian.x.float(), hessian.y)
-    free = maml._hessian_free(maml._gradient(model, single), theta.float(), direction.float())
+    free = maml._hessian_free(maml._gradient(model, single, grad), theta.float(), direction.float(), grad)
     assert relative(free.double(), truth) < 0.02
 
 
 def test_an_unnormalised_step_would_vanish_in_single_precision() -> None:
     """Why the step is normalised: moved by 1e-9, no single-precision parameter of order one changes at all."""
     model, theta = start(dtype=torch.float32)
-    slope = maml._gradient(model, batch(7, "hessian", torch.float32))
+    slope = maml._gradient(model, batch(7, "hessian", torch.float32), grad)
     direction = 1e-6 * F.normalize(torch.randn(model.dimension, generator=generator(4)), dim=0)
     assert not (slope(theta + 1e-3 * direction) - slope(theta - 1e-3 * direction)).any()
-    assert bool(maml._hessian_free(slope, theta, direction).any())
+    assert bool(maml._hessian_free(slope, theta, direction, grad).any())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -122,6 +125,30 @@ def test_a_vanishing_gradient_gives_zero_and_not_nan(method: maml.Method) -> Non
     even = Batch(torch.zeros(3, *SHAPE, dtype=torch.float64), torch.arange(3))  # uniform scores on balanced labels
     value = maml.meta_gradient(model, theta, even, even, even, 0.5, method)
     assert float(value.abs().max()) < 1e-15
+
+
+@pytest.mark.parametrize("options", [SMOOTH, CNN])
+@pytest.mark.parametrize("method", METHODS)
+def test_plain_autograd_equals_torch_func(options: ModelOptions, method: maml.Method) -> None:
+    model, theta = start(options)
+    ours = maml.meta_gradient(model, theta, *task(), 0.3, method, maml.plain_grad)
+    assert not ours.requires_grad and not theta.requires_grad
+    assert relative(ours, maml.meta_gradient(model, theta, *task(), 0.3, method)) < 1e-12
+
+
+def test_a_local_update_does_without_the_compiler() -> None:
+    code = """
+import sys, torch
+from fl_core import LearnOptions, ModelOptions, DataOptions, build, client_update, load, split_clients
+data, learn = DataOptions(), LearnOptions()
+model = build(ModelOptions(), (1, 8, 8), 5)
+client = split_clients(load(data, 1), data, 1)[0]
+assert client_update(model, model.init(torch.Generator()), client, data, learn, seed=1, index=0, round=0).any()
+slow = sorted({"torch._dynamo", "sympy", "sklearn", "matplotlib", "scipy.stats"} & set(sys.modules))
+sys.exit(f"needlessly imported: {slow}" if slow else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("method", METHODS)
