@@ -149,7 +149,7 @@ class SafeRadio:
         self._safety = safety
         self._audit = audit
         self._config: RadioConfig | None = None
-        self._on_air: deque[tuple[float, float]] = deque()  # start and duration in device seconds
+        self._on_air: deque[tuple[float, float]] = deque()  # start and duration in device seconds, for the duty cycle
         self._closed = False
 
     @property
@@ -218,7 +218,9 @@ class SafeRadio:
             raise
         report = self._radio.transmit(samples, start)
         assert self._config is not None
-        self._on_air.append((report.start / self._config.rate_hz, report.count / self._config.rate_hz))
+        if not self._safety.conducted:  # in a cable no duty cycle applies, and a run may send millions of bursts
+            self._expire(report.start / self._config.rate_hz)
+            self._on_air.append((report.start / self._config.rate_hz, report.count / self._config.rate_hz))
         self._record("sent", "", report.start, samples, power_dbm)
         return report
 
@@ -251,8 +253,7 @@ class SafeRadio:
         if safety.conducted or band.duty_cycle >= 1.0:
             return
         begin_s = (self.earliest() if start is None else start) / config.rate_hz
-        while self._on_air and sum(self._on_air[0]) < begin_s - safety.duty_window_s:
-            self._on_air.popleft()
+        self._expire(begin_s)
         used_s = sum(length for _, length in self._on_air) + duration_s
         if used_s > band.duty_cycle * safety.duty_window_s:
             raise UnsafeTransmit(
@@ -260,6 +261,11 @@ class SafeRadio:
                 f"{100 * band.duty_cycle:g} % in {safety.name}",
                 "wait, or send less",
             )
+
+    def _expire(self, now_s: float) -> None:
+        """Forget bursts that ended before the duty window."""
+        while self._on_air and sum(self._on_air[0]) < now_s - self._safety.duty_window_s:
+            self._on_air.popleft()
 
     def _record(
         self, verdict: Literal["sent", "denied"], reason: str, start: int, samples: Samples, power_dbm: float

@@ -84,6 +84,16 @@ def test_length_and_duty_cycle():
     assert [line.verdict for line in written] == ["denied", "sent", "denied", "sent"]
 
 
+def test_a_long_run_does_not_fill_the_memory():
+    free = OPEN_AIR.model_copy(update={"bands": (radio.Band(low_hz=902e6, high_hz=928e6, eirp_dbm=30.0),)})
+    for safety, most in ((radio.PROFILES["conducted"], 0), (free, 12)):  # one burst a second, ten seconds of window
+        guarded, written, _ = opened(safety)
+        guarded.configure(CONFIG)
+        for second in range(40):
+            guarded.transmit(burst(100, 0.01), second * 1_000_000)
+        assert len(written) == 40 and len(guarded._on_air) <= most
+
+
 def test_conducted_mode_needs_its_attenuation_declared():
     with pytest.raises(ValueError, match="at least 40"):
         radio.SafetyProfile(name="cable", conducted=True, attenuation_db=30.0)
