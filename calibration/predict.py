@@ -16,8 +16,8 @@ Mode = Literal["R", "C"]
 #: Above this predicted phase error a coherent sum is no longer worth its airtime: R-mode is then worse than -14 dB.
 COHERENT_LIMIT_RAD = 0.5
 
-#: What limiting magnitudes at 9 dB back-off adds inside the active bins, relative to the signal: means over 2,000 random
-#: bursts. (Over all frequencies it is -46 dB; half of that falls outside.) R-mode is worse and all of its distortion
+#: What limiting magnitudes at 9 dB back-off adds inside the active bins, relative to the signal: means over 2,000
+#: random bursts. (Over all frequencies it is -46 dB; half falls outside.) R-mode is worse and all of its distortion
 #: falls on I: with real elements the samples of a symbol are conjugate-symmetric in time, limiting keeps that symmetry,
 #: and the two instants of symmetry have real samples, whose peaks are higher.
 CLIPPING_AT_9_DB: dict[Mode, float] = {"R": 10 ** (-48.5 / 10), "C": 10 ** (-49.5 / 10)}

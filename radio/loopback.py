@@ -26,7 +26,6 @@ from radio.base import Capabilities, Capture, Discovered, RadioConfig, Samples, 
 from radio.errors import ConfigError, LinkError, ProtocolMismatch, RadioRefused, TestbedError
 from radio.wire import VERSION, index, make_error, pack, read_events, unpack
 
-
 OPENS_MUTED = True  # or goes on as it was, on an air that was restored: muting would draw a new LO phase
 
 
