@@ -254,7 +254,7 @@ class RemoteEther:
         ProtocolMismatch: it speaks another version.
     """
 
-    def __init__(self, address: str, timeout_s: float = 20.0) -> None:
+    def __init__(self, address: str, timeout_s: float = 60.0) -> None:
         import zmq
 
         self._address, self._timeout_s = address, timeout_s

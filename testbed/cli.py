@@ -188,6 +188,7 @@ def ether(
     from radio.errors import ConfigError
     from radio.ether import Ether
     from radio.loopback import EtherServer
+    from radio.warm import warm
     from testbed.config import load_lab
     from testbed.run import saved_air
 
@@ -205,6 +206,7 @@ def ether(
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+    warm(room.ether, room.radio_names)
     logging.getLogger(__name__).info("the simulated air listens on %s", air.address)
     announce_ready("ether")
     air.serve()
