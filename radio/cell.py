@@ -122,14 +122,24 @@ class Cell:
         for name, heard in zip(names, self.link.sound(start, cycle, len(names)), strict=True):
             if name not in refused:
                 self.links[name].csi = Csi(heard.gain, self.uplink.first_sounding(name, heard), self.uplink.full_drive)
-        admitted = [name for name in names if name not in refused]
+        return refused | self.resound([name for name in names if name not in refused])
+
+    def resound(self, names: Sequence[str]) -> dict[str, str]:
+        """Measure the links of locked nodes again, and their phase errors.
+
+        Returns:
+            The names that were not admitted, each with the reason.
+        """
+        if not names:
+            return {}
+        cycle = layout(self.profile, self.lead_samples, self.before, len(names) * sounding_samples(self.profile))
+        self.refresh()  # the estimate holds for the timing advance that the server knows
         start = self.link.schedule(cycle, SOUNDINGS)
-        for place, name in enumerate(admitted):
+        for place, name in enumerate(names):
             for number in range(SOUNDINGS):
                 self.sound(self.links[name], start + number * cycle.slots, cycle, place)
-        table = [self.link.sound(start + n * cycle.slots, cycle, len(admitted)) for n in range(SOUNDINGS)]
-        if admitted:
-            refused |= self.uplink.admit({name: [row[i] for row in table] for i, name in enumerate(admitted)})
+        table = [self.link.sound(start + n * cycle.slots, cycle, len(names)) for n in range(SOUNDINGS)]
+        refused = self.uplink.admit({name: [row[i] for row in table] for i, name in enumerate(names)})
         self.refresh()
         return refused
 

@@ -21,8 +21,10 @@ from radio.serverlink import Window
 from radio.sync import Link, merge_links, noise_of
 from radio.verify import Limits, Verdict, Verification, judge, q_meter, verify
 
-#: Gains of the slow loops per round: phase, timing, slope of the amplitude, mean power, phase variance, noise.
+#: Gains of the slow loops per round: phase, timing, slope of the amplitude, mean power, error variances, noise.
 PHASE_GAIN, DELAY_GAIN, TILT_GAIN, POWER_GAIN, SPREAD_GAIN, NOISE_GAIN = 0.4, 0.2, 0.2, 0.1, 0.1, 0.2
+#: Of the amplitude under inversion: no oscillator disturbs it, so it follows fading faster than the phase can.
+STRETCH_GAIN = 0.7
 #: The canary against the prediction: gain of the running ratio, and the ratio (1.5 dB) that asks for new soundings.
 EXCESS_GAIN, EXCESS_LIMIT = 0.15, 1.41
 #: A node whose link amplitude is below this fraction of the strongest would set the level for all: it is not admitted.
@@ -40,7 +42,7 @@ class Peer:
         power: slow mean of |C|^2 over bins and rounds (large-scale path loss).
         advance_samples: timing advance that the node applies.
         phase_variance: slow mean square of its phase error at burst time, rad^2.
-        sigma_eps: relative error of ``gain``.
+        sigma_eps: relative error of ``gain``; under inversion, of the arriving amplitude as the pilots show it.
         flagged: whether its last verification asks for a new sounding.
     """
 
@@ -160,7 +162,7 @@ class Uplink:
     def first_sounding(self, name: str, link: Link) -> float:
         """Take the first look at a node: returns the timing advance that it must apply before the next soundings."""
         gain = (link.gain / self.full_drive).astype(np.complex64)
-        self.peers[name] = Peer(gain, float(np.mean(np.abs(gain) ** 2)), link.delay_samples, 0.0, link.sigma_gain)
+        self.peers[name] = Peer(gain, float(np.mean(np.abs(gain) ** 2)), link.delay_samples, 0.0, 0.0)
         return link.delay_samples
 
     def admit(self, soundings: Mapping[str, Sequence[Link]]) -> dict[str, str]:
@@ -169,7 +171,7 @@ class Uplink:
         The spread of a node's phase over the soundings, each predicted over a burst's horizon, is its phase error; the
         part common to all nodes (the server's own oscillator) is taken out as in a burst.
 
-        A node known before keeps its phase error: the verification of every burst measures it better.
+        A node known before keeps its phase and amplitude errors: verification of every burst measures them better.
 
         Returns:
             Names not admitted, each with the reason.
@@ -185,7 +187,8 @@ class Uplink:
             power = float(np.mean(np.abs(gain) ** 2))
             if peer.phase_variance:
                 power = (1 - POWER_GAIN) * peer.power + POWER_GAIN * power
-            self.peers[name] = replace(peer, gain=gain, power=power, sigma_eps=merged.sigma_gain, flagged=False)
+            error = max(merged.sigma_gain, peer.sigma_eps)
+            self.peers[name] = replace(peer, gain=gain, power=power, sigma_eps=error, flagged=False)
             noises.append(merged.noise)
         self.noise = float(np.mean(noises))  # one node's few null bins alone would be 0.3 dB off
         table = np.array([phases[name] for name in soundings])
@@ -286,12 +289,18 @@ class Uplink:
             gains = aggregate.gains[place]
             size = float(np.abs(gains.mean()))
             # Under phase precoding |gain| only says what to expect; under inversion the node divides by it.
-            stretch = size**PHASE_GAIN if self.precoder == "inversion" else size
+            stretch = size**STRETCH_GAIN if self.precoder == "inversion" else size
             shift = DELAY_GAIN * float(seen.slope_samples[place])
             # An earlier start turns the band centre, too: the turn holds the pilots' phase and that part.
             turn = PHASE_GAIN * float(np.angle(gains.mean())) + 2 * math.pi * centre * shift
             # The pilots' own estimation error is no phase error of the link.
-            variance = float(np.mean(np.angle(gains) ** 2)) - float(seen.sigma_rad[place]) ** 2 / seen.pilots
+            doubt = float(seen.sigma_rad[place]) ** 2 / seen.pilots
+            variance = float(np.mean(np.angle(gains) ** 2)) - doubt
+            # Mean square over the band of an error in size and one that grows with distance from band centre.
+            uneven = max((size - 1) ** 2 - doubt + float(seen.tilt[place]) ** 2 / 3, 0.0)
+            known = peer.sigma_eps**2
+            if self.precoder == "inversion":
+                known += SPREAD_GAIN * (uneven - known)
             power = float(np.mean(np.abs(peer.gain) ** 2)) * size**2
             self.peers[name] = replace(
                 peer,
@@ -301,6 +310,7 @@ class Uplink:
                 power=(1 - POWER_GAIN) * peer.power + POWER_GAIN * power,
                 advance_samples=peer.advance_samples + shift,
                 phase_variance=(1 - SPREAD_GAIN) * peer.phase_variance + SPREAD_GAIN * max(variance, 0.0),
+                sigma_eps=math.sqrt(known),
                 flagged=status in ("phase", "timing", "cfo"),
             )
             innovations[name] = Innovation(turn, stretch, shift)
