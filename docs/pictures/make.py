@@ -22,7 +22,7 @@ def draw(folder: Path, target: Path) -> None:
     events = list(read_events(folder / "events.jsonl"))
     rounds = [event for event in events if event["kind"] == "round-finished"]
     evaluated = [event for event in events if event["kind"] == "evaluated"]
-    end = next(event for event in events if event["kind"] == "run-finished")
+    end = [event for event in events if event["kind"] == "run-finished"][-1]
     number = [event["round"] + 1 for event in rounds]
 
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
