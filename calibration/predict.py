@@ -20,7 +20,7 @@ COHERENT_LIMIT_RAD = 0.5
 #: random bursts. (Over all frequencies it is -46 dB; half falls outside.) R-mode is worse and all of its distortion
 #: falls on I: with real elements the samples of a symbol are conjugate-symmetric in time, limiting keeps that symmetry,
 #: and the two instants of symmetry have real samples, whose peaks are higher.
-CLIPPING_AT_9_DB: dict[Mode, float] = {"R": 10 ** (-48.5 / 10), "C": 10 ** (-49.5 / 10)}
+CLIPPING_AT_9_DB: dict[Mode, float] = {"R": 10 ** (-48.5 / 10), "C": 10 ** (-49.7 / 10)}
 
 
 @dataclass(frozen=True)

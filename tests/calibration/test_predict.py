@@ -1,11 +1,13 @@
 """The NMSE formula against Monte Carlo of its own model, in both modes."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from calibration import NodeBudget, predict_nmse_db, refuse_coherent
+from radio.ofdm import PROFILES, capacity, clip, drive_for_backoff, pack
 
 
 @pytest.mark.parametrize("mode", ["R", "C"])
@@ -48,3 +50,26 @@ def test_coherent_mode_is_refused_above_half_a_radian():
 def test_no_power_is_an_error_not_a_number():
     with pytest.raises(ValueError, match="total power 0"):
         predict_nmse_db("R", [NodeBudget(0.0, 0.1, 0.0)], 1.0)
+
+
+@pytest.mark.parametrize("mode", ["R", "C"])
+def test_clipping_is_counted_as_bursts_show_it(mode):
+    profile = dataclasses.replace(PROFILES["pluto-915"], modes=("R", "C"))
+    rng = np.random.default_rng(11)
+    bins = np.asarray(profile.bins)
+    drive = drive_for_backoff(profile, 9.0)
+    off = sent = 0.0
+    for burst in range(600):
+        reals = rng.standard_normal(capacity(profile, mode)).astype(np.float32)
+        data = pack(reals / np.float32(1 if mode == "R" else math.sqrt(2)), profile, mode, burst)[0]
+        turn = np.exp(2j * np.pi * (bins * rng.uniform(-1, 1) / profile.fft + rng.uniform()))  # a precoder's
+        spectrum = np.zeros((len(data), profile.fft), np.complex64)
+        spectrum[:, bins] = drive * data * turn
+        samples, _ = clip(np.fft.ifft(spectrum, norm="ortho").astype(np.complex64).ravel())
+        seen = np.fft.fft(samples.reshape(spectrum.shape), norm="ortho")[:, bins] / (drive * turn)
+        error = seen - data
+        off += float(np.sum(error.real**2 if mode == "R" else np.abs(error) ** 2))
+        sent += float(np.sum(np.abs(data) ** 2))
+    nothing_else = predict_nmse_db(mode, [NodeBudget(1.0, 0.0, 0.0)], 0.0)
+    # Few samples clip, and hard: over 600 bursts the mean has a standard error of 8 % (C) and 10 % (R), 0.4 dB.
+    assert nothing_else == pytest.approx(10 * math.log10(off / sent), abs=1.0)
