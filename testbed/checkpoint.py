@@ -23,7 +23,23 @@ from safetensors.numpy import save as save_arrays
 
 from radio.errors import RunError
 
-__all__ = ["Checkpoint", "checkpoint_rounds", "disk_errors", "load_checkpoint", "save_checkpoint", "write_whole"]
+__all__ = [
+    "Checkpoint",
+    "checkpoint_rounds",
+    "disk_errors",
+    "load_checkpoint",
+    "other_version",
+    "save_checkpoint",
+    "write_whole",
+]
+    "Checkpoint",
+    "checkpoint_rounds",
+    "disk_errors",
+    "load_checkpoint",
+    "other_version",
+    "save_checkpoint",
+    "write_whole",
+]
 
 FORMAT = 1
 
@@ -162,6 +178,14 @@ def load_checkpoint(folder: Path, config_hash: str | None = None, round: int | N
     except SafetensorError as error:
         raise _damaged(tensors, rounds, chosen, str(error)) from error
     return Checkpoint(number, found_hash, arrays, generators, extra)
+
+
+def other_version(path: Path, error: Exception) -> RunError:
+    """Word the error for a checkpoint whose content this version does not understand."""
+    return RunError(
+        f"{path}: its checkpoint was written by another version of this program: {error!r}",
+        "resume with the version that wrote it, or start a new run",
+    )
 
 
 def _damaged(path: Path, rounds: list[int], chosen: int, reason: str) -> RunError:

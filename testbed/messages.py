@@ -88,7 +88,7 @@ class Welcome(Header):
     nodes: Annotated[int, Field(ge=1)]
     shift: Count  # cyclic shift of its verification pilot
     shifts: Annotated[int, Field(ge=1)]
-    config_hash: str
+    run_identity: str  # memories of another run are not used
     resume_round: int | None = None  # load the memory as it was after this round; None: start with none
     restored: bool = False  # the air kept running: take up the saved link instead of being sounded anew
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from radio.ofdm import PROFILES, assemble, canary, pilot
 from radio.payload import Payload
 from radio.sync import sounding
 from testbed.bus import Lost, NodeBus
-from testbed.checkpoint import Checkpoint, checkpoint_rounds, load_checkpoint, save_checkpoint
+from testbed.checkpoint import Checkpoint, checkpoint_rounds, load_checkpoint, other_version, save_checkpoint
 from testbed.config import Experiment, Lab, round_seed
 from testbed.learner import Pupil, Work
 from testbed.messages import (
@@ -91,17 +92,17 @@ class Node:
         folder.mkdir(parents=True, exist_ok=True)
         self._journal = (folder / "journal.jsonl").open("a", encoding="utf-8")
         self.radio: Radio = radio.open(
-            lab.radio_uri(name), lab.safety, audit=lambda record: self._note("emission", record)
+            lab.radio_uri(name), lab.safety, audit=lambda record: self._note("emission", asdict(record))
         )
         self.link: NodeLink | None = None
         self.pupil: Pupil | None = None
         self.work: Work | None = None
         self.experiment: Experiment | None = None
-        self.config_hash = ""
+        self.run_identity = ""
         self.round = 0
 
     def _note(self, kind: str, content: Any) -> None:
-        self._journal.write(json.dumps({"kind": kind, "round": self.round, "content": content}, default=str) + "\n")
+        self._journal.write(json.dumps({"kind": kind, "round": self.round, "content": content}) + "\n")
         self._journal.flush()
 
     def _go(self, event: str) -> None:
@@ -192,7 +193,7 @@ class Node:
     def _welcome(self, order: Welcome, arrays: dict[str, np.ndarray]) -> Message:
         self._go("welcome")
         self.experiment = Experiment.model_validate(order.experiment)
-        self.config_hash = order.config_hash
+        self.run_identity = order.run_identity
         self.pupil = Pupil(self.experiment, order.client)
         profile = PROFILES[self.experiment.waveform.profile]
         self.link = NodeLink(
@@ -205,13 +206,18 @@ class Node:
         )
         known = checkpoint_rounds(self.folder)
         usable = [k for k in known if order.resume_round is None or k <= order.resume_round]
-        saved = load_checkpoint(self.folder, self.config_hash, usable[-1]) if usable else None
+        saved = load_checkpoint(self.folder, None, usable[-1]) if usable else None
+        if saved is not None and saved.config_hash != self.run_identity:
+            saved = None  # of an earlier run
         if saved is not None:
             self.pupil.memory = np.array(saved.arrays["memory"], np.float32)
         # The saved link is good only if this node took part in the round from which the air goes on.
         restored = order.restored and saved is not None and saved.round == order.resume_round
         if restored and saved is not None:
-            self.link.restore(saved.extra["link"])
+            try:
+                self.link.restore(saved.extra["link"])
+            except (KeyError, TypeError) as error:
+                raise other_version(self.folder, error) from error
             self._go("restore")
         elif self.pupil.scheme.over_air:
             self.link.open()
@@ -335,7 +341,7 @@ class Node:
         if order.save:
             save_checkpoint(
                 self.folder,
-                Checkpoint(order.round, self.config_hash, {"memory": pupil.memory}, extra={"link": link.state()}),
+                Checkpoint(order.round, self.run_identity, {"memory": pupil.memory}, extra={"link": link.state()}),
                 keep=3,  # the server may be killed between a node's checkpoint and its own
             )
         return Ack(of="report")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,6 +93,14 @@ class RunFolder:
         if not (path / "experiment.toml").is_file() or not (path / "lab.toml").is_file():
             raise RunError(f"{path}: not a run folder (no lab.toml and experiment.toml)", "give a folder under runs/")
         return cls(path.resolve())
+
+    @property
+    def identity(self) -> str:
+        """A random word made with the folder: a node tells by it whether its memory belongs to this run."""
+        path = self.path / "identity"
+        if not path.is_file():
+            write_whole(path, uuid.uuid4().hex.encode())
+        return path.read_text(encoding="ascii")
 
     @property
     def events_path(self) -> Path:

@@ -20,6 +20,7 @@ from radio.ofdm import PROFILES
 from radio.serverlink import ServerLink
 from radio.uplink import Uplink
 from testbed.bus import Envelope, Lost, ServerBus
+from testbed.checkpoint import other_version
 from testbed.config import Experiment, Lab
 from testbed.learner import Teacher
 from testbed.messages import Ack, Csi, Hello, Message, Nack, Report, Sound, Stop, Train, Welcome, as_times
@@ -112,12 +113,15 @@ class Server:
             self.folder.emit("round-finished", **saved.extra["event"])
         if "evaluated" not in told:
             self._evaluate(saved.round)
-        self.history = list(saved.extra["history"])
-        if saved.extra.get("ether") is None:
-            return False
-        self.link.restore(saved.extra["link"])
-        self.uplink.restore(saved.extra["uplink"])
-        self.lead_samples = saved.extra["lead_samples"]
+        try:
+            self.history = list(saved.extra["history"])
+            if saved.extra["ether"] is None:
+                return False
+            self.link.restore(saved.extra["link"])
+            self.uplink.restore(saved.extra["uplink"])
+            self.lead_samples = saved.extra["lead_samples"]
+        except (KeyError, TypeError) as error:
+            raise other_version(self.folder.path, error) from error
         return True
 
     async def _join(self, restored: bool) -> None:
@@ -150,7 +154,7 @@ class Server:
                     nodes=len(self.names),
                     shift=self.names.index(name),
                     shifts=len(self.names),
-                    config_hash=self.fingerprint,
+                    run_identity=self.folder.identity,
                     resume_round=resume_round if self.round == self.first_round else None,
                     restored=restored,
                 ),
