@@ -32,14 +32,6 @@ __all__ = [
     "save_checkpoint",
     "write_whole",
 ]
-    "Checkpoint",
-    "checkpoint_rounds",
-    "disk_errors",
-    "load_checkpoint",
-    "other_version",
-    "save_checkpoint",
-    "write_whole",
-]
 
 FORMAT = 1
 
