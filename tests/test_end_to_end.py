@@ -147,7 +147,7 @@ def test_complex_symbols_on_a_shared_reference_with_analog_checksums(tmp_path):
 
 @pytest.mark.timeout(300)
 def test_a_crystal_too_poor_for_coherence_is_refused_with_the_reason(tmp_path):
-    setup = pair("run.rounds=3", "lab.ether.adev=4e-9", "waveform.adev=4e-9")
+    setup = pair("run.rounds=3", "lab.ether.adev=1e-8", "waveform.adev=1e-8")
     folder = RunFolder.create(tmp_path, setup)
     with pytest.raises(CalibrationError, match=r"predicted phase error \d\.\d\d rad exceeds 0\.5 rad"):
         launch(setup, folder)
