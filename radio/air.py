@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from radio.base import Capabilities, Capture, RadioConfig, Samples, TxReport
 
 
+@runtime_checkable
 class Air(Protocol):
     """What a loopback radio needs of the air: an ``Ether`` in this process, or a ``RemoteEther``."""
 

@@ -104,6 +104,7 @@ class TxReport:
     events: tuple[StreamEvent, ...] = ()
 
 
+@runtime_checkable
 class Witness(Protocol):
     """What only a simulated air can know: sums of what was sent, true links. Hardware has none.
 
