@@ -57,6 +57,7 @@ def run(
     uplink, rng = cell.uplink, np.random.default_rng(seed)
     rows: list[tuple[float, ...]] = []
     voids = lost = 0
+    away = sorted(refused)
     for number in range(rounds):
         inside = uplink.noise / uplink.level**2
         budgets = [
@@ -76,8 +77,9 @@ def run(
         aggregate = outcome.aggregate
         voids += aggregate.verdict.action == "void"
         lost += len(outcome.lost)
-        if outcome.lost:
-            cell.join(list(outcome.lost))
+        away = sorted({*away, *outcome.lost})
+        if away and number % 5 == 4:
+            away = sorted(cell.join(away))
         measured = nmse_db(aggregate.symbols, outcome.target)
         sizes = (aggregate.phase_rms_rad, max(outcome.sigma_rad.values()), -10 * math.log10(aggregate.noise))
         rows.append((measured, formula, predicted, aggregate.canary_nmse_db, *sizes))
@@ -114,7 +116,8 @@ def main() -> None:
         run("pluto-stock", snr_db, "R", rounds)
         still = {"rician_k_min_db": 15.0, "rician_k_max_db": 15.0}
         run("pluto-stock", snr_db, "R", rounds, radios=CORNERS, note="+-25 ppm, shallow fading", **still)
-    run("pluto-stock", 20.0, "R", rounds, drop_probability=2e-3, note="1 of 500 blocks lost silently; rejoining")
+    whole = {"server": {"drop_probability": 0.0}}
+    run("pluto-stock", 20.0, "R", rounds, drop_probability=5e-4, radios=whole, note="nodes lose 1 of 2000 blocks")
     for mode in ("R", "C"):
         run("pluto-shared-clock", 20.0, mode, rounds)
         run("usrp-ref", 20.0, mode, rounds)

@@ -135,11 +135,18 @@ class Cell:
         cycle = layout(self.profile, self.lead_samples, self.before, len(names) * sounding_samples(self.profile))
         self.refresh()  # the estimate holds for the timing advance that the server knows
         start = self.link.schedule(cycle, SOUNDINGS)
+        refused = {}
         for place, name in enumerate(names):
-            for number in range(SOUNDINGS):
-                self.sound(self.links[name], start + number * cycle.slots, cycle, place)
+            try:
+                for number in range(SOUNDINGS):
+                    self.sound(self.links[name], start + number * cycle.slots, cycle, place)
+            except LinkError as error:
+                refused[name] = error.message
+                self.uplink.peers.pop(name, None)
         table = [self.link.sound(start + n * cycle.slots, cycle, len(names)) for n in range(SOUNDINGS)]
-        refused = self.uplink.admit({name: [row[i] for row in table] for i, name in enumerate(names)})
+        heard = {name: [row[i] for row in table] for i, name in enumerate(names) if name not in refused}
+        if heard:
+            refused |= self.uplink.admit(heard)
         self.refresh()
         return refused
 
