@@ -30,6 +30,7 @@ __all__ = [
     "Pair",
     "RadioEntry",
     "RunOptions",
+    "Section",
     "ServerEntry",
     "WaveformOptions",
     "load",
