@@ -61,9 +61,7 @@ class Server:
         self.arrivals: list[str] = []
         self.unlocked: set[str] = set()
         self.lead_samples = 0
-        self.round = 0
-        self.first_round = 0
-        self.voids = 0
+        self.round = self.first_round = self.voids = 0
         self.history: list[dict[str, Any]] = []
 
     def warn(self, code: str, text: str) -> None:
