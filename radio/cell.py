@@ -113,7 +113,7 @@ class Cell:
         for place, name in enumerate(names):
             node = self.links[name]
             try:
-                locked = node.acquire(ACQUIRE_SLOTS * self.profile.slot_samples)
+                locked = node.acquire(ACQUIRE_SLOTS * self.profile.slot_samples, first)
                 for slot in range(locked + 1, start):
                     node.listen(slot)
                 self.sound(node, start, cycle, place)

@@ -108,7 +108,7 @@ class NodeLink:
         # Synthesiser steps keep the two shifts from being exactly one ratio; what is left turns at a known rate.
         self.residue_hz = taken.tx_hz - profile.carrier_hz - self.scale * self.tuned_hz
 
-    def acquire(self, budget_samples: int) -> int:
+    def acquire(self, budget_samples: int, from_slot: int = 0) -> int:
         """Search for the server's beacons, tune the LO once, and start the trackers.
 
         A second search follows a lost lock, and a lock is lost with samples: a radio without one timeline may have
@@ -116,6 +116,8 @@ class NodeLink:
 
         Args:
             budget_samples: how long to search.
+            from_slot: first slot of the train of beacons sent for this search. A node that fell behind still hears
+                earlier cycles, whose beacons have gaps; it skips ahead.
 
         Returns:
             Slot number of the beacon that the lock stands on.
@@ -127,10 +129,10 @@ class NodeLink:
         if not self.measured:
             self._measure()
         self.measured = False
-        fix = self._search(budget_samples)
+        fix = self._search(budget_samples, from_slot)
         if abs(fix.cfo_hz) > COARSE_HZ:
             self._tune(self.tuned_hz + fix.cfo_hz)
-            fix = self._search(budget_samples)
+            fix = self._search(budget_samples, from_slot)
         adev = SHARED_ADEV if self.radio.capabilities.shared_reference else self.adev
         self.tracker = PhaseTracker(adev=adev, rate_hz=self.profile.rate_hz, carrier_hz=self.profile.beacon_hz)
         self.clock = SlotClock(self.profile.slot_samples)
@@ -138,13 +140,19 @@ class NodeLink:
         self._absorb(fix)
         return fix.slot
 
-    def _search(self, budget_samples: int) -> BeaconFix:
+    def _search(self, budget_samples: int, from_slot: int) -> BeaconFix:
         chunk = self.profile.slot_samples + 2 * self.profile.beacon_samples
+        start: int | None = None
         for _ in range(max(1, budget_samples // chunk)):
-            capture = self.radio.receive(chunk)
+            capture = self.radio.receive(chunk, start)
+            start = None
             fix = acquire(capture.samples, self.profile, capture.start, tuned_offset_hz=self.tuned_hz)
-            if fix is not None:
+            if fix is None:
+                continue
+            if fix.slot >= from_slot:
                 return fix
+            ahead = (from_slot - fix.slot) * self.profile.slot_samples - self.profile.beacon_samples
+            start = max(self.radio.now(), int(fix.index) + ahead)
         raise LinkError(
             f"{self.radio.name}: no beacon in {budget_samples / self.profile.rate_hz:.2f} s at "
             f"{self.profile.beacon_hz / 1e6:.3f} MHz",

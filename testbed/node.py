@@ -73,6 +73,13 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("fault", "report"): "fault",
 }
 
+#: What a refusal means for a node, and the one thing to do.
+REFUSALS: dict[str, tuple[type[LinkError], str]] = {
+    "protocol": (ProtocolMismatch, "install the same version on both machines"),
+    "not-trusted": (NotTrusted, "start the node under the name of its key"),
+    "replaced": (LinkError, "run one process per node, or give each its own key with `testbed init`"),
+}
+
 
 class Node:
     """One node. Orders come one at a time; radio and training run in a worker thread, so signs of life go on.
@@ -163,8 +170,8 @@ class Node:
             if message.code == "hello-first":
                 await self._hello()
                 return True
-            kinds = {"protocol": ProtocolMismatch, "not-trusted": NotTrusted}
-            raise kinds.get(message.code, LinkError)(f"the server refuses node {self.name}: {message.reason}")
+            kind, remedy = REFUSALS.get(message.code, (LinkError, "restart the node; read the server's warnings"))
+            raise kind(f"the server refuses node {self.name}: {message.reason}", remedy)
         handlers: dict[type, Callable[..., Message | tuple[Message, dict[str, np.ndarray]] | None]] = {
             Welcome: self._welcome,
             Sound: self._sound,
@@ -234,7 +241,8 @@ class Node:
         self._go("sound")
         cycle = as_cycle(order.cycle)
         if order.search_samples:
-            locked = link.acquire(order.search_samples)
+            train = order.search_samples // link.profile.slot_samples  # slots of beacons right before the first cycle
+            locked = link.acquire(order.search_samples, order.first_slot - train)
             for slot in range(locked + 1, order.first_slot):
                 link.listen(slot)
         at = cycle.burst_at + order.place * sounding_samples(link.profile) + link.profile.guard_samples
