@@ -10,7 +10,7 @@ demo: env
 	$(BIN)/testbed run
 
 test: env-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 env: $(VENV)/.core
 env-dev: $(VENV)/.dev
