@@ -136,6 +136,15 @@ def test_a_constant_phase_error_of_one_node_is_caught_in_its_round(stock):
     assert stock.uplink.peers["node-3"].flagged
 
 
+def test_half_a_radian_on_one_node_of_a_clean_air_is_caught():
+    cell = build("ideal", 20.0)
+    before, _ = play(cell, 2, first=100)
+    turned = np.complex64(np.exp(0.5j))
+    rows, outcome = play(cell, 1, first=110, tamper=lambda name, grid: grid * turned if name == "node-3" else grid)
+    assert outcome.aggregate.verdict.nodes[2] == "phase" and outcome.aggregate.verdict.action == "partial"
+    assert rows[0, 1] > np.median(before[:, 1]) + 1.0
+
+
 def test_a_crystal_too_poor_is_refused_with_its_number():
     cell = build("pluto-stock", 20.0, nodes=2, adev=1e-8)
     sigma = math.sqrt(max(peer.phase_variance for peer in cell.uplink.peers.values()))
