@@ -41,6 +41,7 @@ class Capabilities:
             that stays constant until the stream restarts, and must be measured (``radio.timeline.measure_offset``).
         shared_reference: sample clock and LO are locked to a common reference.
         reports_losses: lost samples are reported as events; when false they must be found by counting.
+        real_time: samples flow whether or not anybody asks, so orders must be given ahead of time.
     """
 
     tier: Tier
@@ -52,6 +53,7 @@ class Capabilities:
     one_timeline: bool
     shared_reference: bool
     reports_losses: bool
+    real_time: bool = False
 
     @property
     def lead_samples(self) -> int:
@@ -163,6 +165,14 @@ class Radio(Protocol):
 
     def now(self) -> int:
         """RX index of the next sample that ``receive`` without ``start`` would return."""
+        ...
+
+    def newest(self) -> int:
+        """RX index just past the newest sample that has arrived; ``now()`` where time is virtual.
+
+        In real time samples arrive whether or not they are taken: ``now()`` lags behind, and moves on by itself when
+        samples nobody took leave the buffer.
+        """
         ...
 
     def earliest(self) -> int:

@@ -63,6 +63,10 @@ class LoopbackRadio:
         """Give the RX index of the next sample."""
         return self._air.now(self.name)
 
+    def newest(self) -> int:
+        """Give ``now()``: on virtual time nothing arrives before it is asked for."""
+        return self.now()
+
     def earliest(self) -> int:
         """Give the first TX index that can still be met."""
         return self._air.earliest(self.name)

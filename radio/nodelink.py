@@ -142,7 +142,7 @@ class NodeLink:
 
     def _search(self, budget_samples: int, from_slot: int) -> BeaconFix:
         chunk = self.profile.slot_samples + 2 * self.profile.beacon_samples
-        start: int | None = None
+        start: int | None = self.radio.newest()  # what lies before was not sent for this search
         for _ in range(max(1, budget_samples // chunk)):
             capture = self.radio.receive(chunk, start)
             start = None

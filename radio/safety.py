@@ -200,6 +200,10 @@ class SafeRadio:
         """Give the RX index of the next sample."""
         return self._radio.now()
 
+    def newest(self) -> int:
+        """Give the RX index just past the newest sample that has arrived."""
+        return self._radio.newest()
+
     def earliest(self) -> int:
         """Give the first TX index that can still be met."""
         return self._radio.earliest()

@@ -48,7 +48,7 @@ def measure_offset(radio: Radio, seed: int) -> int:
     seen = 0.0
     for level in LEVELS:
         report = radio.transmit((level * chips).astype(np.complex64), None)
-        begin = radio.now()
+        begin = radio.newest()
         settled = radio.capabilities.turnaround_samples + 2 * radio.capabilities.block_samples
         first = radio.receive(CODE_SAMPLES, begin)  # its rate tells how many samples the search spans
         rest = radio.receive(settled + round(SEARCH_S * first.rate_hz) + CODE_SAMPLES)
