@@ -226,6 +226,11 @@ def stack(tasks: list[Task]) -> Task:
     )
 
 
+def moved(task: Task, device: str) -> Task:
+    """Copy a task to a torch device; on the device it already has, it is the same task."""
+    return Task(*(Batch(batch.x.to(device), batch.y.to(device)) for batch in task))
+
+
 def _source(options: DataOptions, seed: int) -> Images:
     if options.name == "digits":
         return digits()

@@ -138,13 +138,19 @@ def local_update(
 
 
 def local_updates(
-    model: Model, theta: Vector, tasks: Task, alpha: float, eta: float, method: Method, chunk: int | None = None
+    model: Model,
+    theta: Float[Tensor, "*client d"],
+    tasks: Task,
+    alpha: float,
+    eta: float,
+    method: Method,
+    chunk: int | None = None,
 ) -> Float[Tensor, "client d"]:
     """Compute the local updates of many clients at once; equals ``local_update`` client by client to rounding.
 
     Args:
         model: the network.
-        theta: parameters (d,), the same for all clients.
+        theta: parameters, shape (d,) when all clients start from the same, else (client, d).
         tasks: every tensor has leading axes (client, Q).
         alpha: inner rate.
         eta: outer rate.
@@ -155,10 +161,12 @@ def local_updates(
         Updates (client, d).
     """
 
-    def one(client_tasks: Task) -> Vector:
-        return local_update(model, theta, client_tasks, alpha, eta, method, grad)
+    def one(start: Vector, client_tasks: Task) -> Vector:
+        return local_update(model, start, client_tasks, alpha, eta, method, grad)
 
-    return _mapped(one, tasks, chunk or default_chunk(model))
+    axes = (0 if theta.ndim == 2 else None, 0)
+    updates: Tensor = vmap(one, axes, chunk_size=chunk or default_chunk(model))(theta, tasks)
+    return updates
 
 
 def evaluate(model: Model, theta: Vector, tasks: Task, alpha: float, chunk: int | None = None) -> Evaluation:

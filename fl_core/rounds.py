@@ -2,6 +2,9 @@
 
 A node daemon and :func:`simulate` call the same :func:`client_update` with the same keys: the same update, bit for bit,
 on the same machine with the same number of torch threads. Reductions over clients run in ascending client order.
+
+Learning is where the time goes: it is batched over clients and trials, on any device, a bounded number at a time.
+Coding and the channel run on the CPU trial by trial, so that every draw is the same whatever computes the gradients.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fl_core.data import ClientData, Task, evaluation_tasks, sample_tasks, stack
+from fl_core.data import ClientData, Task, evaluation_tasks, moved, sample_tasks, stack
 from fl_core.decode import nmse_db
 from fl_core.encode import energy
 from fl_core.mac import (
@@ -25,7 +28,7 @@ from fl_core.mac import (
     mean_gain,
     transmit_energy,
 )
-from fl_core.maml import Evaluation, evaluate, local_update, local_updates, rates
+from fl_core.maml import Evaluation, default_chunk, evaluate, local_update, local_updates, rates
 from fl_core.models import Model
 from fl_core.options import DataOptions, LearnOptions
 from fl_core.schemes import Csi, Plan, Scheme
@@ -63,6 +66,18 @@ class State:
 
     theta: Float[Tensor, " d"]
     memories: Float[Tensor, "client d"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One Monte Carlo trial: its seed, its training clients in index order, and the new clients that judge it."""
+
+    seed: int
+    clients: Sequence[ClientData]
+    new_clients: Sequence[ClientData] = ()
+
+
+Lost = Callable[[int, int], bool]
 
 
 @dataclass(frozen=True)
@@ -180,46 +195,71 @@ def transmit(
     return received, Csi(mean_gain(channel.fading, scheme.precoder), channel.noise), final, power
 
 
-def simulate_round(
+def _updates(
     model: Model,
-    state: State,
-    clients: Sequence[ClientData],
+    thetas: Sequence[Tensor],
+    trials: Sequence[Trial],
+    chosen: Sequence[Sequence[int]],
     data: DataOptions,
     learn: LearnOptions,
+    round: int,
+    device: str,
+    chunk: int,
+) -> list[Tensor]:
+    """Compute the updates of all chosen clients of all trials, ``chunk`` together; one (client, d) tensor per trial."""
+    alpha, eta = rates(learn, round)
+    rows = [(number, index) for number, indices in enumerate(chosen) for index in indices]
+    parts = []
+    for first in range(0, len(rows), chunk):  # tasks are drawn here too, so that images do not pile up
+        some = rows[first : first + chunk]
+        drawn = [client_tasks(trials[t].clients[i], data, learn.local_steps, trials[t].seed, i, round) for t, i in some]
+        tasks = moved(stack(drawn), device)
+        theta = thetas[0] if len(trials) == 1 else torch.stack([thetas[t] for t, _ in some])
+        parts.append(local_updates(model, theta.to(device), tasks, alpha, eta, learn.gradient, chunk).cpu())
+    return list(torch.split(torch.cat(parts), [len(indices) for indices in chosen]))
+
+
+def _one_by_one(
+    model: Model,
+    theta: Tensor,
+    trial: Trial,
+    chosen: Sequence[int],
+    data: DataOptions,
+    learn: LearnOptions,
+    round: int,
+) -> Tensor:
+    """Compute a trial's updates as node daemons do."""
+    updates = [
+        client_update(model, theta, trial.clients[i], data, learn, seed=trial.seed, index=i, round=round)
+        for i in chosen
+    ]
+    return torch.stack(updates)
+
+
+def _aggregate(
+    state: State,
+    updates: Float[Tensor, "client d"],
+    chosen: Sequence[int],
     scheme: Scheme,
     channel: Channel,
-    *,
-    round: int,
-    active: int,
-    seed: int,
-    batched: bool = True,
-    lost: Callable[[int, int], bool] | None = None,
+    plan: Plan,
+    lost: Lost | None,
 ) -> tuple[State, RoundRecord]:
-    """Run one round; see :func:`simulate`. ``state`` is not modified."""
-    chosen = choose_clients(seed, round, len(clients), active)
-    _, eta = rates(learn, round)
-    if batched:
-        updates = client_updates(model, state.theta, clients, data, learn, seed=seed, indices=chosen, round=round)
-    else:
-        each = (
-            client_update(model, state.theta, clients[i], data, learn, seed=seed, index=i, round=round) for i in chosen
-        )
-        updates = torch.stack(list(each))
-    plan = Plan(round, seed, len(chosen), eta)
+    """Send the updates of one trial's round through the channel and step; ``state`` is not modified."""
     old = state.memories[chosen]
     sparse, _ = scheme.sparsify(updates, old, plan)
     symbols, remaining = scheme.encode(updates, old, Csi(), plan)
-    heard = [position for position, index in enumerate(chosen) if lost is None or not lost(round, index)]
-    received, csi, plan, power = transmit(scheme, channel, symbols, plan, seed, heard)
+    heard = [position for position, index in enumerate(chosen) if lost is None or not lost(plan.round, index)]
+    received, csi, plan, power = transmit(scheme, channel, symbols, plan, plan.seed, heard)
     memories = state.memories.clone()
     memories[chosen] = remaining
     arrived = tuple(chosen[position] for position in heard)
     if not heard:
-        record = RoundRecord(round, tuple(chosen), (), plan.scale, power, float("nan"), float("nan"))
+        record = RoundRecord(plan.round, tuple(chosen), (), plan.scale, power, float("nan"), float("nan"))
         return State(state.theta, memories), record
     estimate = scheme.decode(received, csi, plan)
     record = RoundRecord(
-        round,
+        plan.round,
         tuple(chosen),
         arrived,
         plan.scale,
@@ -246,14 +286,12 @@ def simulate(
     start: State | None = None,
     first_round: int = 0,
     batched: bool = True,
-    lost: Callable[[int, int], bool] | None = None,
+    device: str = "cpu",
+    chunk: int | None = None,
+    lost: Lost | None = None,
     observe: Callable[[RoundRecord, State], None] | None = None,
 ) -> Simulation:
-    """Meta-train through a simulated channel (Wen, Xing, Simeone, arXiv 2406.11569, Algorithm 1).
-
-    Clients, tasks, rows, gains and noise of round t depend on (seed, t) alone: the clients and tasks are those of the
-    daemons with the same seed, and a run continued from ``start`` at ``first_round`` equals an unbroken one, bit for
-    bit.
+    """Run one trial of :func:`simulate_trials`.
 
     Args:
         model: the network.
@@ -261,7 +299,7 @@ def simulate(
         data: how tasks are drawn.
         learn: local steps, rates, kind of meta-gradient.
         scheme: for updates of ``model.dimension`` entries.
-        channel: fading and SNR; a scheme that is not ``over_air`` does not see it.
+        channel: fading and SNR.
         rounds: how many.
         active: clients per round, s.
         seed: of the experiment.
@@ -269,13 +307,83 @@ def simulate(
         evaluate_every: rounds between evaluations; 0 evaluates after the last round only.
         start: parameters and memories; by default drawn from the seed, and zeros.
         first_round: index of the first round.
-        batched: compute all clients' updates together; off, one by one as a node daemon does, bit for bit.
-        lost: (round, client index) -> whether its burst never arrives: the mean is over the others. The client does
-            not know, so its memory moves on.
+        batched: compute the clients' updates together; off, one by one as a node daemon does, bit for bit.
+        device: torch device of the learning.
+        chunk: clients computed together.
+        lost: (round, client index) -> whether its burst never arrives.
         observe: called after each round.
 
+    Raises:
+        ValueError: as :func:`simulate_trials`.
+    """
+    (found,) = simulate_trials(
+        model,
+        [Trial(seed, clients, new_clients)],
+        data,
+        learn,
+        scheme,
+        channel,
+        rounds=rounds,
+        active=active,
+        evaluate_every=evaluate_every,
+        starts=None if start is None else [start],
+        first_round=first_round,
+        batched=batched,
+        device=device,
+        chunk=chunk,
+        lost=lost,
+        observe=None if observe is None else lambda trial, record, state: observe(record, state),
+    )
+    return found
+
+
+def simulate_trials(
+    model: Model,
+    trials: Sequence[Trial],
+    data: DataOptions,
+    learn: LearnOptions,
+    scheme: Scheme,
+    channel: Channel,
+    *,
+    rounds: int,
+    active: int,
+    evaluate_every: int = 0,
+    starts: Sequence[State] | None = None,
+    first_round: int = 0,
+    batched: bool = True,
+    device: str = "cpu",
+    chunk: int | None = None,
+    lost: Lost | None = None,
+    observe: Callable[[int, RoundRecord, State], None] | None = None,
+) -> tuple[Simulation, ...]:
+    """Meta-train through a simulated channel, several Monte Carlo trials at once.
+
+    Source: Wen, Xing, Simeone, arXiv 2406.11569, Algorithm 1. Clients, tasks, rows, gains and noise of round t of a
+    trial depend on (seed, t) alone: the clients and tasks are those of the daemons with the same seed, a trial does not
+    depend on its neighbours beyond rounding, and a run continued from ``starts`` at ``first_round`` equals an unbroken
+    one, bit for bit.
+
+    Args:
+        model: the network.
+        trials: seeds and clients; all with as many clients, and classes and examples enough for the same tasks.
+        data: how tasks are drawn.
+        learn: local steps, rates, kind of meta-gradient.
+        scheme: for updates of ``model.dimension`` entries.
+        channel: fading and SNR; a scheme that is not ``over_air`` does not see it.
+        rounds: how many.
+        active: clients per round, s.
+        evaluate_every: rounds between evaluations; 0 evaluates after the last round only.
+        starts: parameters and memories of each trial; by default drawn from its seed, and zeros.
+        first_round: index of the first round.
+        batched: compute the updates of all clients and trials together; off, one by one as a node daemon does.
+        device: torch device of the learning, for example ``cuda``; states and records stay on the CPU.
+        chunk: clients, over all trials, whose tasks and gradients are in memory at a time; unset: ``default_chunk``.
+        lost: (round, client index) -> whether its burst never arrives: the mean is over the others. The client does
+            not know, so its memory moves on.
+        observe: called after each round with the position of the trial.
+
     Returns:
-        The final state and one record per round.
+        For each trial the final state and one record per round.
 
     Raises:
         ValueError: the scheme is for another dimension, no client, ``active`` out of range, or updates that are not
@@ -286,29 +394,38 @@ def simulate(
             f"the scheme is for {scheme.dimension} parameters and the model has {model.dimension}; "
             "make the scheme with model.dimension"
         )
-    state = start or State(initial_parameters(model, seed), torch.zeros(len(clients), model.dimension))
-    tasks = evaluation_tasks(list(new_clients), data, seed) if new_clients else None
-    records = []
+    states = list(starts or ())
+    if not states:
+        states = [
+            State(initial_parameters(model, t.seed), torch.zeros(len(t.clients), model.dimension)) for t in trials
+        ]
+    judged = [
+        moved(evaluation_tasks(list(t.new_clients), data, t.seed), device) if t.new_clients else None for t in trials
+    ]
+    records: list[list[RoundRecord]] = [[] for _ in trials]
     for number in range(first_round, first_round + rounds):
-        state, record = simulate_round(
-            model,
-            state,
-            clients,
-            data,
-            learn,
-            scheme,
-            channel,
-            round=number,
-            active=active,
-            seed=seed,
-            batched=batched,
-            lost=lost,
-        )
+        chosen = [choose_clients(t.seed, number, len(t.clients), active) for t in trials]
+        thetas = [state.theta for state in states]
+        if batched:
+            size = chunk or default_chunk(model)
+            updates = _updates(model, thetas, trials, chosen, data, learn, number, device, size)
+        else:
+            updates = [
+                _one_by_one(model, *each, data, learn, number) for each in zip(thetas, trials, chosen, strict=True)
+            ]
+        alpha, eta = rates(learn, number)
         last = number == first_round + rounds - 1
         due = last or (evaluate_every > 0 and (number + 1) % evaluate_every == 0)
-        if tasks is not None and due:
-            record = replace(record, evaluation=evaluate(model, state.theta, tasks, rates(learn, number)[0]))
-        records.append(record)
-        if observe is not None:
-            observe(record, state)
-    return Simulation(state, tuple(records))
+        for position, trial in enumerate(trials):
+            plan = Plan(number, trial.seed, len(chosen[position]), eta)
+            state, record = _aggregate(
+                states[position], updates[position], chosen[position], scheme, channel, plan, lost
+            )
+            tasks = judged[position]
+            if tasks is not None and due:
+                record = replace(record, evaluation=evaluate(model, state.theta.to(device), tasks, alpha))
+            states[position] = state
+            records[position].append(record)
+            if observe is not None:
+                observe(position, record, state)
+    return tuple(Simulation(state, tuple(done)) for state, done in zip(states, records, strict=True))

@@ -15,6 +15,7 @@ from fl_core.models import build
 from fl_core.options import DataOptions, LearnOptions, ModelOptions, SchemeOptions
 from fl_core.rounds import (
     State,
+    Trial,
     choose_clients,
     client_tasks,
     client_update,
@@ -22,6 +23,7 @@ from fl_core.rounds import (
     initial_parameters,
     outer_step,
     simulate,
+    simulate_trials,
 )
 from fl_core.schemes import make_scheme
 
@@ -179,6 +181,57 @@ def test_batched_updates_equal_one_by_one(world):
         assert spread(batch[row], one) < 1e-5
     batched, single = run(world, rounds=3), run(world, rounds=3, batched=False)
     assert spread(batched.state.theta, single.state.theta) < 1e-4
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 4])
+def test_trials_together_equal_the_loop_of_single_trials(world, chunk):
+    """Other seeds, other splits of the data; each trial is what it would be alone, to the rounding of its batch."""
+    model = world[0]
+    dataset = load(DATA, SEED)
+    trials = [Trial(seed, split_clients(dataset, DATA, seed), new_clients(dataset, DATA, seed)) for seed in (3, 4, 5)]
+    settings = {"rounds": 3, "active": 3, "evaluate_every": 2}
+    scheme = make_scheme(SchemeOptions(mapping="pair", keep=1.0, estimator="linear"), model.dimension)
+    channel = Channel("rayleigh", 15.0)
+    seen = []
+    together = simulate_trials(
+        model, trials, DATA, LEARN, scheme, channel, **settings, chunk=chunk, observe=lambda *what: seen.append(what[0])
+    )
+    assert seen == [0, 1, 2] * 3
+    for trial, found in zip(trials, together, strict=True):
+        alone = simulate(
+            model,
+            trial.clients,
+            DATA,
+            LEARN,
+            scheme,
+            channel,
+            seed=trial.seed,
+            new_clients=trial.new_clients,
+            **settings,
+        )
+        assert spread(found.state.theta, alone.state.theta) < 1e-6
+        for mine, its in zip(found.records, alone.records, strict=True):
+            assert (mine.clients, mine.received) == (its.clients, its.received)
+            assert mine.scale == pytest.approx(its.scale, rel=1e-4)
+            assert (mine.evaluation is None) == (its.evaluation is None)
+            if mine.evaluation is not None:
+                assert mine.evaluation.loss == pytest.approx(its.evaluation.loss, rel=1e-4)
+
+
+def test_a_chunk_bounds_how_many_clients_are_in_memory(world, monkeypatch):
+    """The tasks and gradients of more than ``chunk`` clients never exist at the same time."""
+    import fl_core.rounds as rounds
+
+    sizes = []
+    true = rounds.local_updates
+
+    def watched(model, theta, tasks, *rest):
+        sizes.append(tasks.query.y.shape[0])
+        return true(model, theta, tasks, *rest)
+
+    monkeypatch.setattr(rounds, "local_updates", watched)
+    run(world, rounds=1, scheme=DENSE, chunk=2)
+    assert sizes == [2, 2, 1]
 
 
 def test_a_client_update_depends_on_its_keys_alone(world):
