@@ -37,6 +37,33 @@ def fractional_table() -> Float32[np.ndarray, "row tap"]:
 
 
 @njit(cache=True, nogil=True)
+def clock_error_at(
+    t: float,
+    ppm: float,
+    warm_ppm: float,
+    warm_s: float,
+    drift_per_s: float,
+    path_s: Float64[np.ndarray, " grid"],
+    slope: Float64[np.ndarray, " grid"],
+    first: int,
+    step_s: float,
+) -> float:
+    """Evaluate a clock's time error x(t) in s: closed forms plus a cubic-Hermite path from grid point ``first`` on."""
+    x = 1e-6 * ppm * t + 0.5 * drift_per_s * t * t
+    if warm_ppm != 0.0:
+        x -= 1e-6 * warm_ppm * warm_s * math.expm1(-t / warm_s)
+    if path_s.size > 1:
+        position = max(t / step_s - first, 0.0)
+        cell = min(max(math.floor(position), 0), path_s.size - 2)
+        w = position - cell
+        rise = path_s[cell + 1] - path_s[cell]
+        left = step_s * slope[cell] - rise
+        right = rise - step_s * slope[cell + 1]
+        x += path_s[cell] + w * rise + w * (1.0 - w) * ((1.0 - w) * left + w * right)
+    return x
+
+
+@njit(cache=True, nogil=True)
 def clock_error(
     time_s: Float64[np.ndarray, " time"],
     ppm: float,
@@ -48,22 +75,10 @@ def clock_error(
     first: int,
     step_s: float,
 ) -> Float64[np.ndarray, " time"]:
-    """Evaluate a clock's time error x(t) in s: closed forms plus a cubic-Hermite path from grid point ``first`` on."""
+    """Evaluate ``clock_error_at`` at many times."""
     out = np.empty(time_s.size)
     for i in range(time_s.size):
-        t = time_s[i]
-        x = 1e-6 * ppm * t + 0.5 * drift_per_s * t * t
-        if warm_ppm != 0.0:
-            x -= 1e-6 * warm_ppm * warm_s * math.expm1(-t / warm_s)
-        if path_s.size > 1:
-            position = max(t / step_s - first, 0.0)
-            cell = min(max(math.floor(position), 0), path_s.size - 2)
-            w = position - cell
-            rise = path_s[cell + 1] - path_s[cell]
-            left = step_s * slope[cell] - rise
-            right = rise - step_s * slope[cell + 1]
-            x += path_s[cell] + w * rise + w * (1.0 - w) * ((1.0 - w) * left + w * right)
-        out[i] = x
+        out[i] = clock_error_at(time_s[i], ppm, warm_ppm, warm_s, drift_per_s, path_s, slope, first, step_s)
     return out
 
 

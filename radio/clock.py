@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from scipy.signal import lfilter
 
-from radio.airkernel import clock_error
+from radio.airkernel import clock_error, clock_error_at
 
 STEP_S = 1e-3  # grid of the flicker path
 CHUNK = 2048  # grid points generated at a time
@@ -128,6 +128,7 @@ class Clock:
         self._fixed = (float(ppm), float(warm_ppm), float(warm_s), 1e-9 * drift_ppb_per_s)
         self._path = FlickerPath(adev, seed, name) if adev > 0 else None
         self._empty = np.zeros((2, 0))
+        self._grid, self._first, self._from_s, self._to_s = self._empty, 0, 0.0, 0.0  # what single times fall into
 
     def error_s(self, time_s: Float64[np.ndarray, " time"]) -> Float64[np.ndarray, " time"]:
         """Evaluate the time error x(t) in seconds at rising true times."""
@@ -146,9 +147,23 @@ class Clock:
             time_s = reading_s - self.error_s(time_s)
         return time_s
 
+    def _error_at(self, time_s: float) -> float:
+        if self._path is not None and not self._from_s <= time_s < self._to_s:
+            self._grid, self._first = self._path.span(time_s, time_s)
+            self._from_s = self._first * STEP_S
+            self._to_s = self._from_s + (self._grid.shape[1] - 2) * STEP_S
+        return float(clock_error_at(time_s, *self._fixed, self._grid[0], self._grid[1], self._first, STEP_S))
+
+    def instant_at(self, reading_s: float) -> float:
+        """Find the true time at which the clock shows one reading."""
+        time_s = reading_s
+        for _ in range(4):
+            time_s = reading_s - self._error_at(time_s)
+        return time_s
+
     def reading(self, time_s: float) -> float:
         """Read the clock at one true time."""
-        return time_s + float(self.error_s(np.array([time_s]))[0])
+        return time_s + self._error_at(time_s)
 
 
 class PhaseNoise:

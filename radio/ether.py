@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,12 @@ class Ether:
         if configured and station.config is None:
             raise RadioRefused(f"radio {name} has no settings yet", "call configure first")
         return station
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[Station]:
+        """Give the state of an open radio, with the air standing still, to what drives it in real time."""
+        with self._lock:
+            yield self._station(name, configured=False)
 
     def _link(self, one: str, other: str) -> Link | None:
         key = (min(one, other), max(one, other))

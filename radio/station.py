@@ -91,6 +91,7 @@ class Station:
         self.bursts: list[Burst] = []
         self.tones: list[Tone] = []
         self._phases: dict[tuple[str, int, int, int], float] = {}
+        self._reached: tuple[tuple[int, int, int], float] = ((-1, -1, -1), 0.0)
         self._renew()
 
     def _renew(self) -> None:
@@ -131,7 +132,7 @@ class Station:
 
     def instant_s(self, device: int | float) -> float:
         """Give the true time of a device sample index."""
-        return float(self.clock.instant(np.array([self.origin_s + device / self.rate_hz]))[0])
+        return self.clock.instant_at(self.origin_s + device / self.rate_hz)
 
     def device_at(self, time_s: float) -> int:
         """Give the first device sample index at or after a true time."""
@@ -149,7 +150,12 @@ class Station:
 
     def reached_s(self) -> float:
         """Give the true time up to which this radio has received; 0 before it is configured."""
-        return 0.0 if self.config is None else self.instant_s(self.rx_device(self.cursor))
+        if self.config is None:
+            return 0.0
+        key = (self.cursor, self.streams, self.session)
+        if self._reached[0] != key:  # asked of every radio whenever one receives
+            self._reached = (key, self.instant_s(self.rx_device(self.cursor)))
+        return self._reached[1]
 
     def earliest(self) -> int:
         """Give the first TX index that can still be met."""
@@ -220,6 +226,12 @@ class Station:
 
     def silence(self, time_s: float) -> None:
         """Mute at a true time: later bursts are dropped, a running one is cut, the leak ends."""
+        self.cut(time_s)
+        self.leak_until(time_s)
+        self.muted = True
+
+    def cut(self, time_s: float) -> None:
+        """Drop what was to be sent after a true time."""
         kept = []
         for burst in self.bursts:
             if burst.begin_s >= time_s:
@@ -230,8 +242,6 @@ class Station:
                 burst.converted.clear()
             kept.append(burst)
         self.bursts = kept
-        self.leak_until(time_s)
-        self.muted = True
 
     def overlapping(self, begin_s: float, end_s: float) -> list[Burst]:
         """List the bursts that touch a span of true time; bursts of one radio never overlap each other."""
