@@ -261,8 +261,8 @@ class PacedRadio:
     def _register(self, samples: IQ) -> None:
         """Put what is not silence on the air."""
         begin, self._tx_end = self._tx_end, self._tx_end + len(samples)
-        sounding = np.flatnonzero(np.ascontiguousarray(samples).view(np.int32)) if self.powered else ()
-        if not len(sounding):
+        sounding = np.flatnonzero(np.ascontiguousarray(samples).view(np.int32))
+        if not self.powered or not sounding.size:
             return
         first, last = int(sounding[0]), int(sounding[-1]) + 1
         pairs: np.ndarray = np.multiply(samples[first:last], 1.0 / TX_FULL_SCALE, dtype=np.float32)
