@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from radio.base import (
     Capabilities,
@@ -43,11 +43,28 @@ __all__ = [
     "TxReport",
     "Witness",
     "discover",
+    "driver_of",
     "open",
 ]
 
 GROUP = "testbed.radios"  # entry points by which other distributions add drivers
 DRIVERS: dict[str, str] = {"loopback": "radio.loopback"}  # URI scheme -> module with connect() and discover()
+
+
+def driver_of(uri: str) -> tuple[Any, str]:
+    """Find the driver module of a URI, and what follows the scheme.
+
+    Raises:
+        ConfigError: the URI has no known scheme.
+    """
+    scheme, _, rest = uri.partition(":")
+    if scheme in DRIVERS:
+        return import_module(DRIVERS[scheme]), rest
+    found = entry_points(group=GROUP, name=scheme)
+    if not found or not rest:
+        known = sorted({*DRIVERS, *(point.name for point in entry_points(group=GROUP))})
+        raise ConfigError(f"radio {uri!r} has no known scheme; known are {known}", "write for example loopback:node-1")
+    return next(iter(found)).load(), rest
 
 
 def open(uri: str, safety: SafetyProfile, *, ether: Air | None = None, audit: Audit | None = None) -> SafeRadio:
@@ -63,17 +80,7 @@ def open(uri: str, safety: SafetyProfile, *, ether: Air | None = None, audit: Au
         ConfigError: the URI has no known scheme.
         RadioNotFound, RadioRefused, LinkError: the driver could not open it.
     """
-    scheme, _, rest = uri.partition(":")
-    if scheme in DRIVERS:
-        driver = import_module(DRIVERS[scheme])
-    else:
-        found = entry_points(group=GROUP, name=scheme)
-        if not found or not rest:
-            known = sorted({*DRIVERS, *(point.name for point in entry_points(group=GROUP))})
-            raise ConfigError(
-                f"radio {uri!r} has no known scheme; known are {known}", "write for example loopback:node-1"
-            )
-        driver = next(iter(found)).load()
+    driver, rest = driver_of(uri)
     radio: Radio = driver.connect(rest, ether)
     guarded = SafeRadio(radio, safety, audit)
     if not getattr(driver, "OPENS_MUTED", False):

@@ -218,6 +218,10 @@ class EtherServer:
             found = ether.amplitude(args["sender"], args["receiver"], args["start"], arrays["offsets_hz"])
             return None, {"amplitude": found}
         holder = ether.owner(name)
+        if call == "silence":
+            if holder is not None:
+                ether.mute(name)
+            return None, {}
         if call == "open":
             if holder is not None and (
                 holder == who or not self._send(holder.encode(), {"version": VERSION, "id": -1})
@@ -362,6 +366,10 @@ class RemoteEther:
         """Mute a radio and give it back."""
         self._ask("close", name=name)
 
+    def silence(self, name: str) -> None:
+        """Mute a radio whoever holds it, and leave it to its holder."""
+        self._ask("silence", name=name)
+
     def deposit(self, key: str, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Leave arrays of radio ``name`` under ``key``."""
         self._ask("deposit", arrays, key=key, name=name)
@@ -384,6 +392,15 @@ class RemoteEther:
         self._ask("restore", state=dict(state))
 
 
+def _place(rest: str) -> tuple[str, str]:
+    address, _, name = rest.rpartition("/")
+    if address.count(":") != 2 or not name:
+        raise ConfigError(
+            f"loopback:{rest} is not loopback:tcp://HOST:PORT/NAME", "for example tcp://127.0.0.1:5700/node-1"
+        )
+    return address, name
+
+
 def connect(rest: str, ether: Air | None) -> LoopbackRadio:
     """Open the radio of a ``loopback:`` URI, ``rest`` being what follows the colon.
 
@@ -397,17 +414,28 @@ def connect(rest: str, ether: Air | None) -> LoopbackRadio:
                 "use loopback:tcp://HOST:PORT/NAME",
             )
         return LoopbackRadio(rest, ether)
-    address, _, name = rest.rpartition("/")
-    if address.count(":") != 2 or not name:
-        raise ConfigError(
-            f"loopback:{rest} is not loopback:tcp://HOST:PORT/NAME", "for example tcp://127.0.0.1:5700/node-1"
-        )
+    address, name = _place(rest)
     remote = RemoteEther(address)
     try:
         return LoopbackRadio(name, remote, remote.disconnect)
     except TestbedError:
         remote.disconnect()
         raise
+
+
+def silence(rest: str) -> None:
+    """Mute a radio of an air in another process, whoever holds it: for the guard of a process that died or hangs.
+
+    Raises:
+        ConfigError: ``rest`` is no address of an air and a name.
+        LinkError: the air does not answer within half a second.
+    """
+    address, name = _place(rest)
+    remote = RemoteEther(address, timeout_s=0.5)
+    try:
+        remote.silence(name)
+    finally:
+        remote.disconnect()
 
 
 def discover() -> list[Discovered]:

@@ -151,6 +151,17 @@ class SafeRadio:
         self._config: RadioConfig | None = None
         self._on_air: deque[tuple[float, float]] = deque()  # start and duration in device seconds, for the duty cycle
         self._closed = False
+        self._trouble: Callable[[], str] | None = None
+        self._released: Callable[[], None] | None = None
+
+    def watched(self, trouble: Callable[[], str], released: Callable[[], None]) -> None:
+        """Put this radio under a guard: nothing is sent while ``trouble`` tells of any.
+
+        Args:
+            trouble: says why the guard guards no more, or nothing.
+            released: called once the radio is muted and closed.
+        """
+        self._trouble, self._released = trouble, released
 
     @property
     def name(self) -> str:
@@ -241,6 +252,9 @@ class SafeRadio:
         if self._closed or config is None:
             state = "closed" if self._closed else "not configured"
             raise UnsafeTransmit(f"{self.name}: transmit was asked of a radio that is {state}", "configure it first")
+        trouble = self._trouble() if self._trouble is not None else ""
+        if trouble:
+            raise UnsafeTransmit(f"{self.name}: {trouble}", "start the program again")
         band = self._band(config)
         duration_s = np.asarray(samples).shape[-1] / config.rate_hz if np.ndim(samples) else 0.0
         if duration_s > safety.max_burst_s:
@@ -314,6 +328,8 @@ class SafeRadio:
             self._radio.mute()
         finally:
             self._radio.close()
+        if self._released is not None:
+            self._released()
 
     def __enter__(self) -> SafeRadio:
         return self

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-import radio
 from radio.base import Radio
 from radio.cycle import sounding_samples
 from radio.errors import LinkError, NotTrusted, ProtocolMismatch, RadioError, TooLate
@@ -24,6 +23,7 @@ from radio.sync import sounding
 from testbed.bus import Lost, NodeBus
 from testbed.checkpoint import Checkpoint, checkpoint_rounds, load_checkpoint, other_version, save_checkpoint
 from testbed.config import Experiment, Lab, round_seed
+from testbed.guard import open_guarded
 from testbed.learner import Pupil, Work
 from testbed.messages import (
     Ack,
@@ -98,8 +98,8 @@ class Node:
         self.entry = lab.node(name)
         folder.mkdir(parents=True, exist_ok=True)
         self._journal = (folder / "journal.jsonl").open("a", encoding="utf-8")
-        self.radio: Radio = radio.open(
-            lab.radio_uri(name), lab.safety, audit=lambda record: self._note("emission", asdict(record))
+        self.radio: Radio = open_guarded(
+            lab.radio_uri(name), lab.safety, folder, lambda record: self._note("emission", asdict(record))
         )
         self.link: NodeLink | None = None
         self.pupil: Pupil | None = None
@@ -190,6 +190,8 @@ class Node:
         except (RadioError, LinkError) as error:
             log.warning("node %s: %s failed: %s", self.name, message.kind, error)
             self._go("fault")
+            if isinstance(error, LinkError):  # whoever hears no beacon must not be heard
+                await asyncio.to_thread(self.radio.mute)
             late = error.late_samples if isinstance(error, TooLate) else 0
             answer = Nack(of=message.kind, reason=error.message, late_samples=late)
         if answer is not None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import radio
 from calibration import refuse_coherent
 from radio.base import Radio
 from radio.cycle import Cycle, layout, sounding_samples
@@ -22,6 +21,7 @@ from radio.uplink import Uplink
 from testbed.bus import Envelope, Lost, ServerBus
 from testbed.checkpoint import other_version
 from testbed.config import Experiment, Lab
+from testbed.guard import open_guarded
 from testbed.learner import Teacher
 from testbed.messages import Ack, Csi, Hello, Message, Nack, Report, Sound, Stop, Train, Welcome, as_times
 from testbed.round import Decoded, RoundPlan, run_burst
@@ -53,7 +53,7 @@ class Server:
         self.names = [entry.name for entry in lab.nodes]
         self.bus = ServerBus(lab, keys, warn=self.warn)
         self.teacher = Teacher(experiment)
-        self.radio: Radio = radio.open(lab.radio_uri("server"), lab.safety)
+        self.radio: Radio = open_guarded(lab.radio_uri("server"), lab.safety, folder.path / "logs")
         profile = PROFILES[experiment.waveform.profile]
         self.link = ServerLink(self.radio, profile, lab.server.rx_gain_db, experiment.run.seed)
         self.uplink = Uplink(profile, experiment.waveform.mode, self.teacher.scheme.precoder, len(self.names))
