@@ -158,8 +158,8 @@ class PacedRadio:
 
     def _now(self) -> int:
         """Give the device index of the sample that is at the antenna now."""
-        with self._ether.hold(self.name) as station:
-            return station.device_at(self._wall.now_s())
+        with self._ether.hold(self.name) as station:  # a stream that restarts has its first sample a little later
+            return max(station.device_at(self._wall.now_s()), station.cursor)
 
     def _until_s(self, device: int) -> float:
         """Give the seconds until a device index comes up, at least 0; infinite while nothing moves."""
