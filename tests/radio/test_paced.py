@@ -95,7 +95,7 @@ def test_nobody_reading_loses_samples_and_says_so():
 
 
 def test_an_empty_queue_shifts_what_follows():
-    hand, ether, (server, node) = lab(snr_db=60.0)
+    hand, ether, (_server, node) = lab(snr_db=60.0)
     node.tx_open(BLOCK, 4)
     node.tx_put(np.zeros((BLOCK, 2), np.int16))
     with ether.hold("n") as station:
@@ -110,7 +110,7 @@ def test_an_empty_queue_shifts_what_follows():
 
 
 def test_a_cyclic_buffer_goes_on_until_it_is_closed():
-    hand, ether, (server, node) = lab(snr_db=60.0)
+    hand, _ether, (server, node) = lab(snr_db=60.0)
     node.tx_open(BLOCK, 1, cyclic=True)
     node.tx_put(tone())
     server.rx_open(BLOCK, 64)
@@ -128,7 +128,7 @@ def test_a_cyclic_buffer_goes_on_until_it_is_closed():
 
 
 def test_a_powered_down_synthesiser_is_silent_and_sticky():
-    hand, ether, (_, node) = lab("pluto-stock")
+    _hand, ether, (_, node) = lab("pluto-stock")
     node.tx_open(BLOCK, 4)
     node.power(False)
     node.set(tx_hz=916e6)
