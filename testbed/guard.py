@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 0.2  # between two signs of life
 ALLOWANCE_S = 3.0  # silence of a daemon that still lives: imports and compilers hold the interpreter for a second
-TRIES_S = 5.0  # how long a guard keeps trying to mute a device that does not answer
+TRIES_S = 3.0  # how long a guard keeps trying to mute a device that does not answer
 RETRY_S = 0.1
 UP_S = 30.0  # a slow machine imports a driver's libraries for seconds
 BEAT, GOODBYE = b".", b"q"

@@ -1,0 +1,222 @@
+"""The dead-man process with real processes: a daemon is killed, stopped or ended, and the air tells who is mute."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import radio
+from radio.errors import RadioNotFound, RadioRefused, UnsafeTransmit
+from radio.ether import Ether
+from radio.loopback import EtherServer
+from radio.presets import preset
+from testbed import guard as module
+from testbed.config import load
+from testbed.guard import ALLOWANCE_S, open_guarded
+from testbed.launch import Launcher
+from testbed.run import RunFolder
+
+DAEMON = """
+import sys, time
+from pathlib import Path
+import numpy as np
+import radio
+from testbed.guard import open_guarded
+with open_guarded(sys.argv[1], radio.PROFILES["conducted"], Path(sys.argv[2])) as held:
+    held.configure(radio.RadioConfig(1e6, 915e6, 915e6, 1e6, 60.0))
+    for word in sys.stdin:
+        held.transmit(np.full(1000, 0.1, np.complex64), held.earliest())
+        print("sent", flush=True)
+"""
+
+
+class Air:
+    """An air of this process, open to others."""
+
+    def __init__(self, options: object, names: list[str]) -> None:
+        self.ether = Ether(options, names)  # type: ignore[arg-type]
+        self.server = EtherServer(self.ether, "tcp://127.0.0.1:0")
+        self.thread = threading.Thread(target=self.server.serve)
+        self.thread.start()
+
+    def uri(self, name: str) -> str:
+        return f"loopback:{self.server.address}/{name}"
+
+    def muted(self, name: str) -> bool:
+        return self.ether._stations[name].muted
+
+    def close(self) -> None:
+        self.server.stop()
+        self.thread.join()
+
+
+@pytest.fixture
+def air() -> Iterator[Air]:
+    made = Air(preset("ideal"), ["server", "n"])
+    yield made
+    made.close()
+
+
+class Daemon:
+    """A small program that holds radio ``n`` and sends a burst for every line it is given."""
+
+    def __init__(self, air: Air, folder: Path, start_new_session: bool = False) -> None:
+        command = [sys.executable, "-c", DAEMON, air.uri("n"), str(folder)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=start_new_session
+        )
+
+    def send(self) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "sent\n"
+
+
+@pytest.fixture
+def daemon(air: Air, tmp_path: Path) -> Iterator[Daemon]:
+    made = Daemon(air, tmp_path)
+    made.send()
+    assert not air.muted("n")
+    yield made
+    with made.process as process:
+        process.kill()
+
+
+def within(seconds: float, done: Callable[[], bool]) -> float:
+    """Wait until something holds; returns after how long, or fails."""
+    begin = time.monotonic()
+    while not done():
+        assert time.monotonic() - begin < seconds, f"not within {seconds:g} s"
+        time.sleep(0.005)
+    return time.monotonic() - begin
+
+
+def states(folder: Path) -> list[str]:
+    return [line["state"] for line in lines(folder)]
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "guard.jsonl").read_text().splitlines()]
+
+
+def test_a_killed_daemon_is_muted_at_once(air: Air, daemon: Daemon, tmp_path: Path) -> None:
+    daemon.process.kill()
+    within(1.0, lambda: air.muted("n"))
+    within(1.0, lambda: states(tmp_path) == ["up", "muted"])
+    assert lines(tmp_path)[1]["why"] == "the daemon died" and lines(tmp_path)[1]["seconds"] < 1.0
+
+
+def test_a_stopped_daemon_is_muted_within_the_allowance_and_may_come_back(
+    air: Air, daemon: Daemon, tmp_path: Path
+) -> None:
+    time.sleep(ALLOWANCE_S)
+    assert not air.muted("n")  # an idle daemon is no dead daemon
+    daemon.process.send_signal(signal.SIGSTOP)
+    waited = within(ALLOWANCE_S + 1.0, lambda: air.muted("n"))
+    assert waited > ALLOWANCE_S - module.BEAT_S - 0.1
+    daemon.process.send_signal(signal.SIGCONT)
+    within(2.0, lambda: states(tmp_path) == ["up", "muted", "back"])
+    daemon.send()
+    assert not air.muted("n")
+    daemon.process.kill()
+    within(1.0, lambda: air.muted("n"))
+
+
+def test_an_orderly_end_needs_no_guard(air: Air, daemon: Daemon, tmp_path: Path) -> None:
+    assert daemon.process.stdin is not None
+    daemon.process.stdin.close()
+    assert daemon.process.wait(10) == 0
+    within(1.0, lambda: states(tmp_path) == ["up", "dismissed"])
+    assert air.muted("n") and air.ether.owner("n") is None
+
+
+def test_the_guard_outlives_its_daemons_process_group(air: Air, tmp_path: Path) -> None:
+    daemon = Daemon(air, tmp_path, start_new_session=True)
+    daemon.send()
+    os.killpg(daemon.process.pid, signal.SIGKILL)
+    within(1.0, lambda: air.muted("n"))
+    daemon.process.wait()
+
+
+def test_a_radio_whose_guard_was_killed_sends_no_more(air: Air, tmp_path: Path) -> None:
+    burst = np.full(100, 0.1, np.complex64)
+    with open_guarded(air.uri("n"), radio.PROFILES["conducted"], tmp_path) as held:
+        held.configure(radio.RadioConfig(1e6, 915e6, 915e6, 1e6, 60.0))
+        held.transmit(burst)
+        guard = held._trouble.__self__._process
+        guard.kill()
+        guard.wait()
+        with pytest.raises(UnsafeTransmit, match="its guard process has ended with code -9"):
+            held.transmit(burst)
+        assert len(air.ether._stations["n"].bursts) == 1
+    verdicts = [json.loads(line)["verdict"] for line in (tmp_path / "emissions.jsonl").read_text().splitlines()]
+    assert verdicts == ["sent", "denied"]
+
+
+def test_a_guard_waits_for_the_one_before_it(air: Air, tmp_path: Path) -> None:
+    first = open_guarded(air.uri("n"), radio.PROFILES["conducted"], tmp_path)
+    with pytest.raises(RadioRefused, match="already open by another program of this machine"):
+        open_guarded(air.uri("n"), radio.PROFILES["conducted"], tmp_path)
+    first.close()
+    open_guarded(air.uri("n"), radio.PROFILES["conducted"], tmp_path).close()
+    assert states(tmp_path) == ["up", "dismissed"] * 2
+
+
+def test_a_radio_that_cannot_be_opened_leaves_no_guard(air: Air, tmp_path: Path) -> None:
+    with pytest.raises(RadioNotFound, match="no radio 'm' on this air"):
+        open_guarded(air.uri("m"), radio.PROFILES["conducted"], tmp_path)
+    within(1.0, lambda: states(tmp_path) == ["up", "dismissed"])
+
+
+def test_a_guard_says_why_it_could_not_mute(air: Air, daemon: Daemon, tmp_path: Path) -> None:
+    air.close()
+    daemon.process.kill()
+    within(module.TRIES_S + 2.0, lambda: states(tmp_path) == ["up", "not-muted"])
+    assert "no simulated air answered" in lines(tmp_path)[1]["error"]
+
+
+class RealDaemons(Launcher):
+    """The real server and nodes of a lab, on an air of this process."""
+
+    def start(self) -> None:
+        for name in ("server", *self._names):
+            self._spawn(name)
+
+
+@pytest.mark.timeout(120)
+def test_real_node_daemons_killed_and_ended(tmp_path: Path) -> None:
+    names = ("node-1", "node-2")
+    settings = [
+        "lab.nodes=[" + ",".join(f'{{name="{name}",radio="loopback:{name}"}}' for name in names) + "]",
+        "data.clients=2", "data.new_tasks=4", "model.hidden=[8]", "run.clients_per_round=2", "run.rounds=100000",
+        "run.evaluate_every=100000", "run.compare=false",
+    ]  # fmt: skip
+    lab = load(None, None, settings).lab
+    assert lab.ether is not None
+    air = Air(lab.ether, ["server", *names])
+    try:
+        pair = load(None, None, [*settings, f"lab.ether_port={air.server.address.rpartition(':')[2]}"])
+        folder = RunFolder.create(tmp_path, pair)
+        with RealDaemons(pair, folder) as daemons:
+            daemons.start()
+            within(60.0, lambda: daemons.step() and not any(air.muted(name) for name in ("server", *names)))
+            daemons.processes["node-1"].kill()
+            within(1.0, lambda: air.muted("node-1"))
+            daemons.processes["node-2"].terminate()
+            assert daemons.processes["node-2"].wait(20) == 128 + signal.SIGTERM
+            assert air.muted("node-2") and states(folder.node("node-2")) == ["up", "dismissed"]
+            daemons.processes["server"].kill()
+            within(1.0, lambda: air.muted("server"))
+        sent = (folder.path / "logs" / "emissions.jsonl").read_text().splitlines()
+        assert len(sent) > 10 and all(json.loads(line)["verdict"] == "sent" for line in sent)
+    finally:
+        air.close()
