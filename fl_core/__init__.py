@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from fl_core.decode import ESTIMATORS, nmse_db, recoverable
     from fl_core.encode import SPARSIFIERS, compress, energy, power_scale, rand_k, top_k
+    from fl_core.estimate import estimate_constants
     from fl_core.mac import Channel, draw_gains, fading_mac, ideal_mac, mean_gain
     from fl_core.maml import (
         Evaluation,
@@ -59,6 +60,19 @@ if TYPE_CHECKING:
     )
     from fl_core.schemes import SCHEMES, AirMetaPfl, Csi, Ideal, Plan, Scheme, make_scheme
     from fl_core.seeds import derive, generator, numpy_generator
+    from fl_core.theory import (
+        Constants,
+        Convergence,
+        System,
+        aggregate_snr_db,
+        channel_error,
+        convergence_bound,
+        generalisation_bound,
+        inversion_power,
+        memory_bound,
+        participation,
+        truncation_threshold,
+    )
 
 __all__ = [
     "ESTIMATORS",
@@ -69,6 +83,8 @@ __all__ = [
     "Batch",
     "Channel",
     "ClientData",
+    "Constants",
+    "Convergence",
     "Csi",
     "DataOptions",
     "Dataset",
@@ -85,27 +101,34 @@ __all__ = [
     "SchemeOptions",
     "Simulation",
     "State",
+    "System",
     "Task",
     "Trial",
     "View",
+    "aggregate_snr_db",
     "build",
+    "channel_error",
     "choose_clients",
     "client_tasks",
     "client_update",
     "client_updates",
     "compress",
+    "convergence_bound",
     "derive",
     "draw_gains",
     "energy",
+    "estimate_constants",
     "evaluate",
     "evaluation_tasks",
     "fading_mac",
     "fine_tune",
     "full_tasks",
+    "generalisation_bound",
     "generator",
     "gradient_norm_squared",
     "ideal_mac",
     "initial_parameters",
+    "inversion_power",
     "load",
     "local_update",
     "local_updates",
@@ -113,12 +136,14 @@ __all__ = [
     "make_mapping",
     "make_scheme",
     "mean_gain",
+    "memory_bound",
     "meta_gradient",
     "moved",
     "new_clients",
     "nmse_db",
     "numpy_generator",
     "outer_step",
+    "participation",
     "power_scale",
     "rand_k",
     "rates",
@@ -130,6 +155,7 @@ __all__ = [
     "split_clients",
     "stack",
     "top_k",
+    "truncation_threshold",
 ]
 
 _HOMES: dict[str, tuple[str, ...]] = {
@@ -150,6 +176,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     ),
     "decode": ("ESTIMATORS", "nmse_db", "recoverable"),
     "encode": ("SPARSIFIERS", "compress", "energy", "power_scale", "rand_k", "top_k"),
+    "estimate": ("estimate_constants",),
     "mac": ("Channel", "draw_gains", "fading_mac", "ideal_mac", "mean_gain"),
     "maml": (
         "Evaluation",
@@ -182,6 +209,19 @@ _HOMES: dict[str, tuple[str, ...]] = {
     ),
     "schemes": ("SCHEMES", "AirMetaPfl", "Csi", "Ideal", "Plan", "Scheme", "make_scheme"),
     "seeds": ("derive", "generator", "numpy_generator"),
+    "theory": (
+        "Constants",
+        "Convergence",
+        "System",
+        "aggregate_snr_db",
+        "channel_error",
+        "convergence_bound",
+        "generalisation_bound",
+        "inversion_power",
+        "memory_bound",
+        "participation",
+        "truncation_threshold",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
