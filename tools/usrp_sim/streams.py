@@ -1,0 +1,291 @@
+"""Streams of the simulated E320: paced by a device clock, with timestamps; replaces MPM's, whose faults it lists.
+
+Faults of the simulator in UHD 4.3 that end here: a credit of 5 kB is less than one frame, so transmit never starts; the
+receive buffer of 8000 bytes truncates frames of 8016; packets are spaced by bytes instead of samples, so receive runs at
+a quarter of the rate; the queue of stream status overflows and kills the socket thread; the capacity downstream is
+forgotten after the first start; a finite stream cannot be followed by another; device time stands still and no packet
+carries a timestamp. Runs under gevent: threads are greenlets, and nothing here needs a lock.
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+import struct
+import time
+from threading import Thread
+
+from uhd.chdr import (
+    ChdrHeader,
+    ChdrPacket,
+    ChdrWidth,
+    PacketType,
+    StrcOpCode,
+    StrsPayload,
+    StrsStatus,
+)
+from usrp_mpm.simulator import stream_endpoint_node
+from usrp_mpm.simulator.chdr_endpoint import ChdrEndpoint
+from usrp_mpm.simulator.chdr_stream import XferCount
+from usrp_mpm.simulator.rfnoc_common import NodeType
+from usrp_mpm.simulator.rfnoc_graph import RFNoCGraph
+
+WIDTH = ChdrWidth.W64
+CHDR_PORT = 49153
+CREDIT_BYTES = 40_000  # five frames: less never starts, more than the default socket buffer holds loses packets
+FRAME_BYTES = 9000
+DATA_WITH_TIME = 7  # packet type, bits 53-55 of the header word (RFNoC specification, CHDR packet)
+DATA_WITHOUT_TIME = 6
+
+
+class DeviceClock:
+    """Ticks of one device: whole seconds of the host's monotonic clock are its PPS edges, common to all devices.
+
+    Args:
+        runs: false for a device as MPM simulates it, whose time is always 0.
+    """
+
+    def __init__(self, runs: bool) -> None:
+        self.runs = runs
+        self.rate_hz = 1e6
+        self._zero_s = time.monotonic()
+        self._before_s = self._zero_s  # what counts until the edge at ``_from_s``
+        self._from_s = 0.0
+
+    def set(self, ticks: int, at_next_pps: bool) -> None:
+        """Set the time now or at the next edge."""
+        now = time.monotonic()
+        edge = float(int(now) + 1) if at_next_pps else now
+        self._before_s, self._from_s = self._zero(now), edge
+        self._zero_s = edge - ticks / self.rate_hz
+
+    def _zero(self, at_s: float) -> float:
+        return self._zero_s if at_s >= self._from_s else self._before_s
+
+    def at(self, host_s: float) -> int:
+        """Give the ticks at a time of the host."""
+        return round((host_s - self._zero(host_s)) * self.rate_hz) if self.runs else 0
+
+    def now(self) -> int:
+        """Give the ticks now."""
+        return self.at(time.monotonic())
+
+    def last_pps(self) -> int:
+        """Give the ticks at the last edge."""
+        return self.at(float(int(time.monotonic())))
+
+    def sleep_until(self, tick: int) -> None:
+        """Sleep until a tick of the running clock."""
+        wait_s = tick / self.rate_hz + self._zero_s - time.monotonic()
+        if wait_s > 0:
+            time.sleep(wait_s)
+
+
+class OutputStream:
+    """Samples from the device to the host: as many as time has passed, each packet with the tick of its first one."""
+
+    clock: DeviceClock
+    air: object
+
+    def __init__(self, log, chdr_w, sample_source, spec, send_wrapper) -> None:
+        self._log, self._spec, self._send = log, spec, send_wrapper.send_data
+        self._status = queue.Queue()
+        self._sent, self._received = XferCount(), XferCount()
+        self._stop = False
+        self._timed_start = spec.init_timestamp if spec.is_timed else None
+        spec.is_timed = False  # MPM never takes it back
+        Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        spec, clock = self._spec, self.clock
+        per_packet = spec.packet_samples // 4  # MPM counts a sample of four bytes as four
+        left = None if spec.is_continuous else spec.total_samples
+        tick = clock.now() if self._timed_start is None else self._timed_start
+        steps, begun_s, begin = 0, time.monotonic(), tick  # for a clock that stands still, pace by the host
+        number = 0
+        while not self._stop and (left is None or left > 0):
+            count = per_packet if left is None else min(per_packet, left)
+            steps += count
+            if clock.runs:
+                clock.sleep_until(tick + count)
+            else:
+                time.sleep(max(0.0, begun_s + steps / clock.rate_hz - time.monotonic()))
+            if self._stop:
+                return
+            left = None if left is None else left - count
+            # the last packet of a finite burst ends it
+            head = (spec.dst_epid | number << 32 | (left == 0) << 57) & ~(0xFFFF << 16)
+            samples = self.air.hear(tick if clock.runs else begin + steps - count, count)
+            if clock.runs:
+                head |= DATA_WITH_TIME << 53 | (16 + len(samples)) << 16
+                packet = struct.pack("<QQ", head, tick) + samples
+            else:
+                head |= DATA_WITHOUT_TIME << 53 | (8 + len(samples)) << 16
+                packet = struct.pack("<Q", head) + samples
+            while not self._stop and not self._fits(len(packet)):
+                payload = self._status.get().get_payload_strs()
+                self._received = XferCount.from_strs(payload)
+            self._send(packet, spec.addr)
+            self._sent.count_packet(len(packet))
+            number = (number + 1) & 0xFFFF
+            tick += count
+
+    def _fits(self, size: int) -> bool:
+        """Say whether the host has room for one more packet."""
+        while not self._status.empty():
+            self._received = XferCount.from_strs(self._status.get().get_payload_strs())
+        packets = self._sent.num_packets - self._received.num_packets
+        occupied = self._sent.num_bytes - self._received.num_bytes
+        return packets < self._spec.capacity_packets and occupied + size <= self._spec.capacity_bytes
+
+    def finish(self) -> None:
+        """Stop."""
+        self._stop = True
+
+    def queue_packet(self, packet) -> None:
+        """Take a stream status packet of the host."""
+        self._status.put(packet)
+
+
+class InputStream:
+    """Samples from the host to the device. A burst whose first sample comes after its time is dropped whole."""
+
+    clock: DeviceClock
+    air: object
+
+    def __init__(self, log, chdr_w, sample_sink, send_wrapper, epid) -> None:
+        self._log, self._epid, self._send = log, epid, send_wrapper
+        self._count, self._due = XferCount(), XferCount()
+        self._every = None
+        self._host = None
+        self._tick = 0
+        self._in_burst = self._late = False
+
+    def data(self, packet: bytes) -> None:
+        """Take a data packet as it came."""
+        (head,) = struct.unpack_from("<Q", packet)
+        timed = head >> 53 & 7 == DATA_WITH_TIME
+        samples = packet[16 if timed else 8 : head >> 16 & 0xFFFF]
+        if not self._in_burst:
+            self._tick = struct.unpack_from("<Q", packet, 8)[0] if timed else self.clock.now()
+            self._late = timed and self.clock.runs and self._tick < self.clock.now()
+            if self._late:
+                self._log.warning("late burst at tick %d dropped", self._tick)
+        if not self._late:
+            self.air.send(self._tick, samples)
+        self._tick += len(samples) // 4
+        self._in_burst = not head >> 57 & 1
+        self._taken(len(packet))
+
+    def queue_packet(self, packet, size, host) -> None:
+        """Take a stream command of the host: it starts flow control, or asks for the status."""
+        command = packet.get_payload_strc()
+        if command.op_code == StrcOpCode.INIT:
+            self._count.clear()
+            self._every, self._host = XferCount.from_strc(command), (command.src_epid, host)
+        elif command.op_code == StrcOpCode.RESYNC:
+            self._count = XferCount.from_strc(command)
+        else:
+            self._count.count_packet(size)
+        self._status(command.src_epid, host)
+
+    def _taken(self, size: int) -> None:
+        self._count.count_packet(size)
+        self._due.count_packet(size)
+        if self._every is not None and self._due.has_exceeded(self._every):
+            self._due.clear()
+            self._status(*self._host)
+
+    def _status(self, epid: int, host) -> None:
+        header = ChdrHeader()
+        header.dst_epid = epid
+        payload = StrsPayload()
+        payload.src_epid = self._epid
+        payload.status = StrsStatus.OKAY
+        payload.capacity_bytes, payload.capacity_pkts = CREDIT_BYTES, 0xFFFFFF
+        payload.xfer_count_bytes, payload.xfer_count_pkts = self._count.num_bytes, self._count.num_packets
+        self._send.send_packet(ChdrPacket(WIDTH, header, payload), host)
+
+    def finish(self) -> None:
+        """Stop; nothing runs."""
+
+
+class Sender:
+    """Sends straight from the endpoint's socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def send_packet(self, packet, addr) -> int:
+        """Send a packet of UHD's own type."""
+        data = bytes(packet.serialize())
+        self.send_data(data, addr)
+        return len(data)
+
+    def send_data(self, data: bytes, addr) -> None:
+        """Send bytes."""
+        self._socket.sendto(data, addr)
+
+
+class Endpoint(ChdrEndpoint):
+    """The data port, on one address alone."""
+
+    address: str
+
+    def __init__(self, log, config) -> None:
+        self.log, self.config = log.getChild("ChdrEndpoint"), config
+        self.source_gen, self.sink_gen = config.source_gen, config.sink_gen
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind((self.address, CHDR_PORT))
+        self.graph = RFNoCGraph(
+            self.get_default_nodes(), self.log, 0, Sender(self._socket), WIDTH, config.hardware.rfnoc_device_type
+        )
+        self._node = self.graph.graph_map[(NodeType.STRM_EP, 0)]
+        self.thread = Thread(target=self.socket_worker, daemon=True)
+        self.thread.start()
+
+    def socket_worker(self) -> None:
+        """Hand every packet to the graph, and samples straight to their stream."""
+        while True:
+            data, sender = self._socket.recvfrom(FRAME_BYTES)
+            kind = data[6] >> 5
+            if kind in (DATA_WITH_TIME, DATA_WITHOUT_TIME):
+                self._node.input_stream.data(data)
+                continue
+            packet = ChdrPacket.deserialize(WIDTH, data)
+            answer = self.graph.handle_packet(packet, (NodeType.XPORT, 0), sender, sender, len(data))
+            if answer is not None:
+                self._socket.sendto(bytes(answer.serialize()), sender)
+
+
+class EndpointNode(stream_endpoint_node.StreamEndpointNode):
+    """A stream endpoint that may start again: MPM forgets the capacity of the host, and lets finite streams linger."""
+
+    def begin_output(self, spec) -> None:
+        """Start a stream to the host."""
+        if self.output_stream is not None:
+            self.output_stream.finish()
+            self.output_stream = None
+        capacity = self.downstream_capacity
+        super().begin_output(spec)
+        self.downstream_capacity = capacity
+
+    def end_output(self) -> None:
+        """Stop the stream, if one runs."""
+        if self.output_stream is not None:
+            super().end_output()
+
+    def _handle_strs_packet(self, packet, **kwargs) -> None:
+        if packet.get_header().dst_epid in self.strs_handlers or self.output_stream is not None:
+            super()._handle_strs_packet(packet, **kwargs)
+
+
+def install() -> None:
+    """Put these streams in the place of MPM's."""
+    from usrp_mpm.simulator import chdr_endpoint, rfnoc_graph
+
+    stream_endpoint_node.ChdrOutputStream = OutputStream
+    stream_endpoint_node.ChdrInputStream = InputStream
+    # the graph tells endpoints by their exact class
+    chdr_endpoint.StreamEndpointNode = rfnoc_graph.StreamEndpointNode = EndpointNode
+    assert PacketType.DATA_WITH_TS
