@@ -43,8 +43,8 @@ class RxRing:
 
     @property
     def newest(self) -> int:
-        """Index just past the newest sample."""
-        return self._newest
+        """Index just past the newest sample; ``now`` where a reader skipped samples that are yet to come."""
+        return max(self._newest, self._cursor)
 
     @property
     def now(self) -> int:
@@ -90,10 +90,10 @@ class RxRing:
             self._error = error
             self._ready.notify_all()
 
-    def restart(self, index: int) -> None:
-        """Go on at ``index`` with an empty ring; the next capture carries the seam as ``lost``, wherever it starts."""
+    def restart(self, index: int, seam: bool = True) -> None:
+        """Go on at ``index`` with an empty ring; the next capture carries the ``seam`` as ``lost``, wherever it starts."""
         with self._ready:
-            if self._newest:
+            if seam:
                 self._seams.append(StreamEvent("lost", self._newest, max(0, index - self._newest)))
             self._origin = self._newest = self._cursor = index
             self._events.clear()

@@ -1,0 +1,264 @@
+"""Two streams that never stop, as two sample counters: blocks in, blocks out, losses found by counting; knows no device.
+
+Zeros are sent for ever, and a burst is written into the block that its index falls into. The two counters then differ
+by a constant for as long as no sample is lost.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Complex64, Int16
+
+from radio.base import StreamEvent
+from radio.errors import TooLate
+from radio.ring import RxRing
+
+IQ = Int16[np.ndarray, "sample 2"]
+
+DAC_RAIL = 2047  # twelve bits, which the converter takes from the top of sixteen
+PACE_WINDOW_S = 1.0
+SETTLE_S = 0.5  # a stream that starts fills its queue first
+
+
+class Port(Protocol):
+    """One direction of DMA: a block of memory, and the wait for the device to fill or take it."""
+
+    def refill(self) -> None:
+        """Wait for the next block received."""
+        ...
+
+    def push(self) -> None:
+        """Hand the block over for sending, waiting for room."""
+        ...
+
+    def cancel(self) -> None:
+        """Wake the thread that waits; the port is of no use afterwards."""
+        ...
+
+    def samples(self) -> IQ:
+        """View the block's memory, valid until the next call of the port."""
+        ...
+
+
+def to_pairs(samples: Complex64[np.ndarray, " sample"]) -> tuple[IQ, int]:
+    """Round to the converter's twelve bits at the top of int16; returns the pairs and how many samples hit the rails.
+
+    The device drops the low four bits, which would turn rounding into a constant offset: they are left empty.
+    """
+    flat = np.ascontiguousarray(samples).view(np.float32).reshape(-1, 2)
+    clipped = 0
+    if flat.size and (flat.max() > 1.0 or flat.min() < -1.0):
+        clipped = int((np.abs(flat) > 1.0).any(axis=1).sum())
+    scaled = np.rint(flat * np.float32(DAC_RAIL + 1))
+    return np.clip(scaled, -DAC_RAIL - 1, DAC_RAIL, out=scaled).astype(np.int16) << 4, clipped
+
+
+class TxQueue:
+    """Bursts in the order of their TX index, and the index of the next block that can still be written."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._bursts: deque[tuple[int, IQ]] = deque()
+        self._head = self._end = 0
+
+    @property
+    def head(self) -> int:
+        """Index of the first sample not handed over yet."""
+        return self._head
+
+    def earliest(self, margin: int = 0) -> int:
+        """Give the first index that is free, and at least ``margin`` samples away."""
+        return max(self._head + margin, self._end)
+
+    def add(self, burst: IQ, start: int | None) -> int:
+        """Queue a burst from ``start`` (None: as early as possible); returns its first index.
+
+        Raises:
+            TooLate: ``start`` is handed over already, or taken by an earlier burst.
+        """
+        with self._lock:
+            start = self.check(start)
+            self._end = start + len(burst)
+            if len(burst):
+                self._bursts.append((start, burst))
+            return start
+
+    def check(self, start: int | None) -> int:
+        """Give the index at which a burst would start now.
+
+        Raises:
+            TooLate: as ``add``.
+        """
+        first = self.earliest()
+        if start is not None and start < first:
+            raise TooLate(
+                f"{self._name}: TX index {start} is {first - start} samples too early, the first free is {first}",
+                "plan turnaround_samples and a block between the last sample received and the burst",
+                first - start,
+            )
+        return first if start is None else start
+
+    def compose(self, block: IQ) -> None:
+        """Write the next block: zeros, and the parts of bursts that fall into it."""
+        with self._lock:
+            end = self._head + len(block)
+            block[:] = 0
+            while self._bursts and self._bursts[0][0] < end:
+                start, burst = self._bursts[0]
+                low, high = max(start, self._head), min(start + len(burst), end)
+                block[low - self._head : high - self._head] = burst[low - start : high - start]
+                if high < start + len(burst):
+                    break
+                self._bursts.popleft()
+            self._head = end
+
+    def clear(self) -> None:
+        """Drop every burst that is not handed over yet."""
+        with self._lock:
+            self._bursts.clear()
+            self._end = min(self._end, self._head)
+
+    def restart(self, head: int) -> None:
+        """Count on from ``head`` without any burst."""
+        with self._lock:
+            self._bursts.clear()
+            self._head = self._end = head
+
+
+class Pace:
+    """Counts the samples of a stream against the clock, and tells a loss that can be nothing else.
+
+    Delays of the host come and go, but no more than the device's queue can be made up for: a stream that fell behind
+    by more than that, against its own best of the last seconds, has lost samples. Neither the status bit of the
+    device nor the order of answers is asked. Slow drift of the two clocks moves the best along.
+
+    Args:
+        rate_hz: sample rate.
+        queue_samples: what may wait between host and converter.
+    """
+
+    def __init__(self, rate_hz: float, queue_samples: int) -> None:
+        self._rate_hz, self._queue = rate_hz, queue_samples
+        self._count = 0
+        self._begin_s, self._turn_s = 0.0, -math.inf
+        self._best = self._low = math.inf
+
+    def count(self, samples: int, now_s: float) -> int:
+        """Count a block that came or went at ``now_s``; returns how many samples were lost before it."""
+        if self._count == 0:
+            self._begin_s = now_s
+        self._count += samples
+        elapsed_s = now_s - self._begin_s
+        if elapsed_s < SETTLE_S:
+            return 0
+        behind = elapsed_s * self._rate_hz - self._count
+        if now_s >= self._turn_s:
+            self._turn_s = now_s + PACE_WINDOW_S
+            self._best, self._low = self._low, behind
+        excess = behind - min(self._best, self._low)
+        if excess <= self._queue:
+            self._low = min(self._low, behind)
+            return 0
+        self._count += round(excess)
+        return round(excess)
+
+
+class Streams:
+    """The two threads of one radio and the two counters they keep, from start to ``stop``.
+
+    Args:
+        rx: port to receive from.
+        tx: port to send to.
+        ring: takes what is received; its running index goes on, the left-over blocks at the head are dropped.
+        queue: holds the bursts to be sent.
+        rate_hz: sample rate.
+        block: samples in a block.
+        buffers: blocks in each of the device's queues.
+    """
+
+    def __init__(
+        self, rx: Port, tx: Port, ring: RxRing, queue: TxQueue, rate_hz: float, block: int, buffers: int
+    ) -> None:
+        self._rx, self._tx, self._ring, self._queue = rx, tx, ring, queue
+        self._rate_hz, self._block, self._buffers = rate_hz, block, buffers
+        self._first = ring.newest
+        self._stop = threading.Event()
+        self._broken = ""
+        self._slips: deque[StreamEvent] = deque()
+        self.events: deque[StreamEvent] = deque()  # underflows that no TxReport has told yet
+        self._fed_s = self._sent_s = time.monotonic()
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(run,), name=f"pluto-{run.__name__}", daemon=True)
+            for run in (self._receive, self._send)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def fed_s(self) -> float:
+        """Monotonic time at which the last block came in."""
+        return self._fed_s
+
+    def trouble(self, patience_s: float) -> str:
+        """Say what is wrong, or nothing."""
+        if self._broken:
+            return self._broken
+        quiet_s = time.monotonic() - min(self._fed_s, self._sent_s)
+        return f"no block moved for {quiet_s:.1f} s" if quiet_s > patience_s else ""
+
+    def stop(self, patience_s: float) -> bool:
+        """Stop both threads; returns False when one hangs in the device, whose ports must then not be destroyed."""
+        self._stop.set()
+        for wait_s in (max(0.1, 4 * self._block / self._rate_hz), patience_s):
+            deadline = time.monotonic() + wait_s
+            for thread in self._threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+            if not any(thread.is_alive() for thread in self._threads):
+                return True
+            self._rx.cancel()
+            self._tx.cancel()
+        return False
+
+    def _pace(self) -> Pace:
+        """Make a counter that allows for a full queue, a block in transfer and one in the making."""
+        return Pace(self._rate_hz, (self._buffers + 2) * self._block)
+
+    def _guarded(self, run: Callable[[], None]) -> None:
+        try:
+            run()
+        except OSError as error:
+            self._broken = f"{error.strerror or error} (errno {error.errno})"
+
+    def _receive(self) -> None:
+        for _ in range(self._buffers):  # filled before the settings took effect
+            self._rx.refill()
+        index, pace = self._first, self._pace()
+        while not self._stop.is_set():
+            self._rx.refill()
+            self._fed_s = time.monotonic()
+            index += pace.count(self._block, self._fed_s)
+            events: tuple[StreamEvent, ...] = ()
+            while self._slips:  # an underflow voids the constant between the counters: captures tell it, too
+                events += (StreamEvent("underflow", index, self._slips.popleft().count),)
+            self._ring.append(self._rx.samples(), index, events)
+            index += self._block
+
+    def _send(self) -> None:
+        pace = self._pace()
+        while not self._stop.is_set():
+            self._queue.compose(self._tx.samples())
+            self._tx.push()
+            self._sent_s = time.monotonic()
+            lost = pace.count(self._block, self._sent_s)
+            if lost:
+                event = StreamEvent("underflow", self._queue.head - self._block, lost)
+                self.events.append(event)
+                self._slips.append(event)
