@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from xml.sax.saxutils import quoteattr
 
 from radio.errors import RadioError, RadioRefused
@@ -74,6 +74,7 @@ class Channel:
         return f"{'out' if self.output else 'in'}_{kind}_{attribute}"
 
 
+@runtime_checkable
 class Stream(Protocol):
     """The samples of a device. One client at a time; nothing here waits."""
 
