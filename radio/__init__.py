@@ -6,6 +6,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
+from radio.air import EtherWitness
 from radio.base import (
     Capabilities,
     Capture,
@@ -73,7 +74,8 @@ def open(uri: str, safety: SafetyProfile, *, ether: Air | None = None, audit: Au
     Args:
         uri: ``loopback:NAME`` (needs ``ether``), ``loopback:tcp://HOST:PORT/NAME``, or a scheme of another driver.
         safety: what the radio may transmit.
-        ether: the simulated air, for a loopback radio in this process.
+        ether: the simulated air: of a loopback radio in this process, or behind a driver that cannot know it, whose
+            radio then has that air's witness.
         audit: takes a record of every emission and every refusal.
 
     Raises:
@@ -82,7 +84,7 @@ def open(uri: str, safety: SafetyProfile, *, ether: Air | None = None, audit: Au
     """
     driver, rest = driver_of(uri)
     radio: Radio = driver.connect(rest, ether)
-    guarded = SafeRadio(radio, safety, audit)
+    guarded = SafeRadio(radio, safety, audit, None if ether is None else EtherWitness(ether))
     if not getattr(driver, "OPENS_MUTED", False):
         guarded.mute()  # a device may radiate a carrier as soon as it is opened
     return guarded

@@ -1,138 +1,87 @@
-"""What may be sent, and the guard that every radio stands behind; knows bands, power and time on air, no driver.
+"""The guard that every radio stands behind: checks every tune and every burst, and writes each down; knows no driver.
 
-Everything is denied that a profile does not allow. The profiles here are engineering defaults, not legal advice:
-whoever operates a transmitter answers for it.
+What may be sent is told by a profile (``radio.regions``). What this cannot know is what happens behind the connector:
+the antenna, the cable and the attenuator are as the profile declares them.
 """
 
 from __future__ import annotations
 
-import hashlib
+import getpass
 import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy.fft import fft, next_fast_len
 
 from radio.base import Capabilities, Capture, Radio, RadioConfig, Samples, TxReport, Witness
-from radio.errors import UnsafeTransmit
+from radio.errors import RadioError, TooLate, UnsafeTransmit
+from radio.regions import MIN_CONDUCTED_DB, PROFILES, Band, SafetyProfile
 
-MIN_CONDUCTED_DB = 40.0
+__all__ = [
+    "MIN_CONDUCTED_DB",
+    "PROFILES",
+    "Audit",
+    "Band",
+    "Emission",
+    "SafeRadio",
+    "SafetyProfile",
+    "outside_db",
+]
 
-
-class Band(BaseModel):
-    """One allowed band, its cap on radiated power and its share of time."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    low_hz: Annotated[float, Field(gt=0)]
-    high_hz: Annotated[float, Field(gt=0)]
-    eirp_dbm: float
-    duty_cycle: Annotated[float, Field(gt=0, le=1)] = 1.0
-
-    @model_validator(mode="after")
-    def _order(self) -> Band:
-        if self.low_hz >= self.high_hz:
-            raise ValueError(f"low_hz {self.low_hz:g} must be below high_hz {self.high_hz:g}")
-        return self
-
-
-class SafetyProfile(BaseModel):
-    """Where, how strong and how long a radio may transmit, and the set-up that turns its level into radiated power.
-
-    ``conducted`` declares that the radios are joined by cables through at least ``attenuation_db``; what then could
-    leak out is taken as the power after that attenuation, and the duty cycle, a rule for antennas, is not applied.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    version: int = Field(default=1, ge=1)
-    bands: tuple[Band, ...] = ()
-    guard_hz: float = Field(default=0.0, ge=0)
-    conducted: bool = False
-    attenuation_db: float = Field(
-        default=0.0, ge=0, description="declared attenuation between radios in conducted mode"
-    )
-    antenna_gain_dbi: float = 0.0
-    cable_loss_db: float = Field(default=0.0, ge=0)
-    tx_full_scale_dbm: float = Field(default=7.0, description="power of a full-scale tone at no attenuation")
-    max_burst_s: float = Field(default=1.0, gt=0)
-    duty_window_s: float = Field(default=3600.0, gt=0)
-
-    @model_validator(mode="after")
-    def _declared(self) -> SafetyProfile:
-        if self.conducted and self.attenuation_db < MIN_CONDUCTED_DB:
-            raise ValueError(
-                f"conducted mode needs attenuation_db of at least {MIN_CONDUCTED_DB:g}, not {self.attenuation_db:g}: "
-                "a receiver may be damaged"
-            )
-        return self
-
-    @property
-    def digest(self) -> str:
-        """Give a short hash of the whole profile, for logs and for a server to compare."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
-
-    def band_of(self, centre_hz: float, bandwidth_hz: float) -> Band | None:
-        """Find the allowed band that holds centre +/- half the occupied bandwidth +/- guard."""
-        reach = 0.5 * bandwidth_hz + self.guard_hz
-        for band in self.bands:
-            if band.low_hz <= centre_hz - reach and centre_hz + reach <= band.high_hz:
-                return band
-        return None
-
-    def radiated_dbm(self, level_dbfs: float, attenuation_db: float) -> float:
-        """Model the radiated power (EIRP) of a burst from its rms level and the transmit attenuation."""
-        power = self.tx_full_scale_dbm + level_dbfs - attenuation_db - self.cable_loss_db + self.antenna_gain_dbi
-        return power - self.attenuation_db if self.conducted else power
-
-
-_ISM = (
-    Band(low_hz=902e6, high_hz=928e6, eirp_dbm=-1.25),
-    Band(low_hz=2400e6, high_hz=2483.5e6, eirp_dbm=-1.25),
-)
-PROFILES: dict[str, SafetyProfile] = {
-    # cables and attenuators: the first experiment, and every simulated lab
-    "conducted": SafetyProfile(name="conducted", bands=_ISM, conducted=True, attenuation_db=60.0),
-    # 47 CFR 15.249: 50 mV/m at 3 m is -1.25 dBm EIRP by E^2 d^2 / 30
-    "us-15.249": SafetyProfile(name="us-15.249", bands=_ISM, guard_hz=100e3),
-    # ERC Recommendation 70-03 annex 1: 10 mW e.r.p. at 10 % and 25 mW e.r.p. at 1 %; e.i.r.p. is 2.15 dB more
-    "eu-srd": SafetyProfile(
-        name="eu-srd",
-        bands=(
-            Band(low_hz=433.05e6, high_hz=434.79e6, eirp_dbm=12.15, duty_cycle=0.1),
-            Band(low_hz=868.0e6, high_hz=868.6e6, eirp_dbm=16.1, duty_cycle=0.01),
-        ),
-    ),
-}
+Verdict = Literal["sent", "denied", "failed"]
 
 
 @dataclass(frozen=True)
 class Emission:
-    """One line of the audit log: a burst that was sent, or one that was refused and why."""
+    """One line of the audit log: a burst that was sent, refused, or given up by the device; or a tune refused.
+
+    Attributes:
+        time: when it was ordered (UTC, ISO 8601).
+        verdict: ``denied`` by the profile: nothing was sent; ``failed`` in the device: some of it may have been sent.
+        reason: why it was denied or failed.
+        start: TX index of the first sample; -1 when it never had one.
+        count: samples, 0 for a tune.
+        radiated_dbm: modelled EIRP while sending; null when there is no power to tell.
+        operator: who answers for it: ``operator`` of the profile, else the account of this machine.
+    """
 
     time: str
     radio: str
     serial: str
-    verdict: Literal["sent", "denied"]
+    verdict: Verdict
     reason: str
     start: int
     count: int
     duration_s: float
     centre_hz: float
     bandwidth_hz: float
-    radiated_dbm: float
+    radiated_dbm: float | None
+    operator: str
+    licence: str
     profile: str
     digest: str
     conducted: bool
 
 
 Audit = Callable[[Emission], None]
+
+
+def outside_db(samples: Samples, share: float) -> float:
+    """Measure the power of a burst outside the middle ``share`` of its sampled band, in dB of all its power.
+
+    One transform of the whole burst, so what switching it on and off spreads counts as well.
+    """
+    size = next_fast_len(samples.size)
+    spectrum = fft(samples, size)
+    power = spectrum.real**2 + spectrum.imag**2
+    edge = math.floor(0.5 * share * size)  # the last bin inside, on either side of DC
+    outside, total = float(power[edge + 1 : size - edge].sum()), float(power.sum())
+    return 10.0 * math.log10(outside / total) if outside > 0.0 else -math.inf
 
 
 class SafeRadio:
@@ -142,11 +91,16 @@ class SafeRadio:
         radio: the driver's radio, already open and muted.
         safety: what it may do.
         audit: takes a record of every emission and every refusal.
+        witness: what a simulated air knows of a radio whose driver cannot.
     """
 
-    def __init__(self, radio: Radio, safety: SafetyProfile, audit: Audit | None = None) -> None:
+    def __init__(
+        self, radio: Radio, safety: SafetyProfile, audit: Audit | None = None, witness: Witness | None = None
+    ) -> None:
         self._radio = radio
+        self._witness = radio.witness or witness
         self._safety = safety
+        self._digest, self._operator = safety.digest, safety.operator or _account()
         self._audit = audit
         self._config: RadioConfig | None = None
         self._on_air: deque[tuple[float, float]] = deque()  # start and duration in device seconds, for the duty cycle
@@ -176,7 +130,7 @@ class SafeRadio:
     @property
     def witness(self) -> Witness | None:
         """Give what a simulated air knows, or None."""
-        return self._radio.witness
+        return self._witness
 
     @property
     def safety(self) -> SafetyProfile:
@@ -187,22 +141,38 @@ class SafeRadio:
         """Apply settings if the transmit band is allowed, and read them back.
 
         Raises:
-            UnsafeTransmit: the band is not allowed by the profile; nothing is changed.
+            UnsafeTransmit: the band is not allowed by the profile, or the radio stands on a cable of undeclared
+                attenuation; the refusal is in the audit and nothing is changed.
         """
-        self._band(wanted)
+        try:
+            self._declared()
+            self._band(wanted)
+        except UnsafeTransmit as refusal:
+            self._record("denied", refusal.message, wanted)
+            raise
         taken = self._radio.configure(wanted)
         if self._config is None or self._config.rate_hz != taken.rate_hz:
             self._on_air.clear()
         self._config = taken
         return taken
 
+    def _declared(self) -> None:
+        """Refuse a cable nobody measured: a receiver may be damaged. A simulated receiver may not."""
+        if self._safety.conducted and self._safety.attenuation_db is None and self._witness is None:
+            raise UnsafeTransmit(
+                f"{self.name}: profile {self._safety.name} is for radios joined by cables, and no attenuation is "
+                f"declared; {MIN_CONDUCTED_DB:g} dB between any two radios is the least",
+                "write [safety] attenuation_db = the least attenuation between two radios",
+            )
+
     def _band(self, config: RadioConfig) -> Band:
-        band = self._safety.band_of(config.tx_hz, config.bandwidth_hz)
+        safety = self._safety
+        band = safety.band_of(config.tx_hz, config.bandwidth_hz)
         if band is None:
-            allowed = ", ".join(f"{b.low_hz / 1e6:g}-{b.high_hz / 1e6:g} MHz" for b in self._safety.bands) or "nothing"
+            allowed = ", ".join(f"{b.low_hz / 1e6:g}-{b.high_hz / 1e6:g} MHz" for b in safety.bands) or "nothing"
             raise UnsafeTransmit(
                 f"{self.name}: {config.tx_hz / 1e6:g} MHz +/- {0.5e-6 * config.bandwidth_hz:g} MHz and a guard of "
-                f"{1e-6 * self._safety.guard_hz:g} MHz is outside profile {self._safety.name}, which allows {allowed}",
+                f"{1e-6 * safety.guard_hz:g} MHz is outside profile {safety.name}, which allows {allowed}",
                 "tune inside an allowed band, or use the profile of your licence",
             )
         return band
@@ -220,34 +190,42 @@ class SafeRadio:
         return self._radio.earliest()
 
     def transmit(self, samples: Samples, start: int | None = None) -> TxReport:
-        """Send a burst if band, power, length and duty cycle allow it.
+        """Send a burst if band, power, spectrum, length and duty cycle allow it.
 
         Raises:
             UnsafeTransmit: they do not; the refusal is in the audit and nothing is sent.
         """
-        power_dbm = self._radiated_dbm(samples)
+        burst, config = _as_sent(samples), self._config
+        power_dbm = self._radiated_dbm(burst)
+        asked = -1 if start is None else start
         try:
-            self._check(samples, start, power_dbm)
+            self._check(burst, start, power_dbm)
         except UnsafeTransmit as refusal:
-            self._record("denied", refusal.message, -1 if start is None else start, samples, power_dbm)
+            self._record("denied", refusal.message, config, asked, burst.size, power_dbm)
             raise
-        report = self._radio.transmit(samples, start)
-        assert self._config is not None
+        try:
+            report = self._radio.transmit(samples, start)
+        except TooLate:
+            raise  # nothing was sent
+        except RadioError as error:
+            self._record("failed", error.message, config, asked, burst.size, power_dbm)
+            raise
+        assert config is not None
         if not self._safety.conducted:  # in a cable no duty cycle applies, and a run may send millions of bursts
-            self._expire(report.start / self._config.rate_hz)
-            self._on_air.append((report.start / self._config.rate_hz, report.count / self._config.rate_hz))
-        self._record("sent", "", report.start, samples, power_dbm)
+            self._expire(report.start / config.rate_hz)
+            self._on_air.append((report.start / config.rate_hz, report.count / config.rate_hz))
+        self._record("sent", "", config, report.start, report.count, power_dbm)
         return report
 
-    def _radiated_dbm(self, samples: Samples) -> float:
+    def _radiated_dbm(self, burst: Samples) -> float:
         """Model the power while sending: padding with zeros does not make a burst weaker."""
-        array = np.asarray(samples)
-        power = np.abs(array[array != 0].astype(np.complex128)) ** 2 if array.size else np.zeros(0)
-        mean = float(np.minimum(power, 2.0).mean()) if power.size else 0.0
+        on = int(np.count_nonzero(burst))
+        mean = float(np.vdot(burst, burst).real) / on if on else 0.0
         level = -math.inf if mean == 0.0 else 10.0 * math.log10(mean)  # stays not-a-number, and is denied
-        return self._safety.radiated_dbm(level, self._config.tx_attenuation_db if self._config else 0.0)
+        attenuation_db = self._config.tx_attenuation_db if self._config else 0.0
+        return self._safety.radiated_dbm(self.capabilities.tx_full_scale_dbm, level, attenuation_db)
 
-    def _check(self, samples: Samples, start: int | None, power_dbm: float) -> None:
+    def _check(self, burst: Samples, start: int | None, power_dbm: float) -> None:
         config, safety = self._config, self._safety
         if self._closed or config is None:
             state = "closed" if self._closed else "not configured"
@@ -256,7 +234,7 @@ class SafeRadio:
         if trouble:
             raise UnsafeTransmit(f"{self.name}: {trouble}", "start the program again")
         band = self._band(config)
-        duration_s = np.asarray(samples).shape[-1] / config.rate_hz if np.ndim(samples) else 0.0
+        duration_s = burst.size / config.rate_hz
         if duration_s > safety.max_burst_s:
             raise UnsafeTransmit(
                 f"{self.name}: {duration_s:.3f} s is longer than the {safety.max_burst_s:g} s of {safety.name}",
@@ -268,6 +246,7 @@ class SafeRadio:
                 f"{config.tx_hz / 1e6:g} MHz",
                 f"raise tx_attenuation_db by {max(power_dbm - band.eirp_dbm, 0.0):.1f} dB",
             )
+        self._check_spectrum(burst, config)
         if safety.conducted or band.duty_cycle >= 1.0:
             return
         begin_s = (self.earliest() if start is None else start) / config.rate_hz
@@ -280,18 +259,35 @@ class SafeRadio:
                 "wait, or send less",
             )
 
+    def _check_spectrum(self, burst: Samples, config: RadioConfig) -> None:
+        """Hold the burst to its declared bandwidth. Declared as wide as the rate, it cannot leave it."""
+        if config.bandwidth_hz >= config.rate_hz or not burst.any():
+            return
+        found_db = outside_db(burst, config.bandwidth_hz / config.rate_hz)
+        if found_db > self._safety.outside_db:
+            raise UnsafeTransmit(
+                f"{self.name}: {found_db:.1f} dB of the burst's power lies outside the declared bandwidth of "
+                f"{config.bandwidth_hz / 1e6:g} MHz at {config.rate_hz / 1e6:g} MS/s; {self._safety.name} allows "
+                f"{self._safety.outside_db:g} dB",
+                "declare the bandwidth that the waveform has, or look for a wrong rate, noise or clipping in it",
+            )
+
     def _expire(self, now_s: float) -> None:
         """Forget bursts that ended before the duty window."""
         while self._on_air and sum(self._on_air[0]) < now_s - self._safety.duty_window_s:
             self._on_air.popleft()
 
     def _record(
-        self, verdict: Literal["sent", "denied"], reason: str, start: int, samples: Samples, power_dbm: float
+        self,
+        verdict: Verdict,
+        reason: str,
+        config: RadioConfig | None,
+        start: int = -1,
+        count: int = 0,
+        power_dbm: float = math.nan,
     ) -> None:
         if self._audit is None:
             return
-        config = self._config
-        count = int(np.asarray(samples).shape[-1]) if np.ndim(samples) else 0
         self._audit(
             Emission(
                 time=datetime.now(UTC).isoformat(),
@@ -304,9 +300,11 @@ class SafeRadio:
                 duration_s=count / config.rate_hz if config else 0.0,
                 centre_hz=config.tx_hz if config else 0.0,
                 bandwidth_hz=config.bandwidth_hz if config else 0.0,
-                radiated_dbm=power_dbm,
+                radiated_dbm=power_dbm if math.isfinite(power_dbm) else None,
+                operator=self._operator,
+                licence=self._safety.licence,
                 profile=f"{self._safety.name} v{self._safety.version}",
-                digest=self._safety.digest,
+                digest=self._digest,
                 conducted=self._safety.conducted,
             )
         )
@@ -338,3 +336,25 @@ class SafeRadio:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _as_sent(samples: Any) -> Samples:
+    """Give what a converter makes of a burst: one row, held at its rails; not-a-number stays, and is denied.
+
+    An array of a wrong type or shape becomes one not-a-number, too: no driver may get to guess its power.
+    """
+    array = np.asarray(samples)
+    if array.dtype.kind not in "fciu" or array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[0] != 1):
+        return np.full(1, np.nan, np.complex64)
+    row = np.ascontiguousarray(array.reshape(-1), np.complex64)
+    parts = row.view(np.float32)
+    if row.size and not (parts.max() <= 1.0 and parts.min() >= -1.0):
+        row = np.clip(parts, -1.0, 1.0).view(np.complex64)
+    return row
+
+
+def _account() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number without a name
+        return ""

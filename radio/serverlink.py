@@ -21,6 +21,10 @@ from radio.timeline import measure_offset
 Grid = Complex64[np.ndarray, "symbol bin"]
 
 
+#: Time in seconds that an order takes to its node, where time does not stand still meanwhile.
+ORDER_S = 0.05
+
+
 @dataclass(frozen=True)
 class Window:
     """One received window: ``grid`` (symbol, bin) and ``nulls`` (symbol, null bin), full scale 1.0, and its capture."""
@@ -38,6 +42,7 @@ class ServerLink:
     profile: Profile
     rx_gain_db: float
     seed: int
+    tx_attenuation_db: float = 0.0
     offset: int = 0
     origin: int = 0
     last_slot: int = -1
@@ -65,12 +70,14 @@ class ServerLink:
                 rx_hz=profile.carrier_hz,
                 bandwidth_hz=profile.bandwidth_hz,
                 rx_gain_db=self.rx_gain_db,
+                tx_attenuation_db=self.tx_attenuation_db,
             )
         )
 
     def next_slot(self) -> int:
-        """First slot whose beacon can still be ordered and that no earlier beacon or window has used."""
-        room = self.radio.earliest() - self.origin
+        """First slot whose beacon can still be ordered, with its order still ahead of it when it reaches the nodes."""
+        ahead = round(ORDER_S * self.profile.rate_hz) if self.radio.capabilities.real_time else 0
+        room = self.radio.earliest() - self.origin + ahead
         return max(self.last_slot + 1, -(-room // self.profile.slot_samples))
 
     def send_beacons(self, first_slot: int, count: int) -> None:

@@ -184,10 +184,16 @@ def ether(
         Path | None, typer.Option(help="Run folder whose newest checkpoint holds the air to go on with.")
     ] = None,
 ) -> None:
-    """Run the simulated air of a loopback lab. Radios open on it as loopback:tcp://127.0.0.1:PORT/NAME."""
+    """Run the simulated air of a lab. Radios open on it as loopback:tcp://127.0.0.1:PORT/NAME.
+
+    A radio that lab.toml calls pluto-virtual is served in real time as a PlutoSDR on the network: libiio, and whatever
+    uses it, connects to ip:127.0.0.1:PORT.
+    """
+    from radio.airserver import EtherServer
     from radio.errors import ConfigError
     from radio.ether import Ether
-    from radio.loopback import EtherServer
+    from radio.paced import PacedRadio, Wall, paced_options
+    from radio.virtual_pluto import VirtualPluto, VirtualPlutos
     from radio.warm import warm
     from testbed.config import load_lab
     from testbed.run import saved_air
@@ -196,20 +202,30 @@ def ether(
     room = load_lab(lab, settings or [])
     if room.ether is None:
         raise ConfigError(f"lab {room.name!r} has no [ether] table", "add one, or use its real radios")
-    world = Ether(room.ether, room.radio_names)
-    if state is not None:
+    in_time = room.virtual_plutos  # these run by the wall clock; the air is on virtual time without them
+    options = paced_options(room.ether, in_time) if in_time else room.ether
+    world, wall = Ether(options, room.radio_names), Wall()
+    if state is not None and not in_time:
         world.restore(saved_air(state))
-    air = EtherServer(world, room.ether_address)
+    paced = {name: PacedRadio(world, name, wall) for name in in_time}
+    plutos = VirtualPlutos([VirtualPluto(paced[name], f"virtual-{name}", port) for name, port in in_time.items()])
+    air = EtherServer(world, room.ether_address, lambda name, kind, seconds: getattr(paced[name], kind)(seconds))
 
     def end(number: int, frame: FrameType | None) -> None:
         air.stop()
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    warm(room.ether, room.radio_names)
+    warm(options, room.radio_names)
     logging.getLogger(__name__).info("the simulated air listens on %s", air.address)
+    plutos.start()
+    for name in in_time:
+        logging.getLogger(__name__).info("the virtual Pluto of %s listens on %s", name, room.radio_uri(name))
     announce_ready("ether")
-    air.serve()
+    try:
+        air.serve()
+    finally:
+        plutos.stop()
 
 
 @app.command(epilog="Example: [bold]testbed doctor --lab lab.toml --json[/]")

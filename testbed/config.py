@@ -18,7 +18,7 @@ from radio.errors import ConfigError
 from radio.presets import PRESETS, EtherOptions, preset
 from radio.safety import PROFILES, SafetyProfile
 from testbed import toml
-from testbed.problems import ConfigProblems, check, explain, raise_all, suggest
+from testbed.problems import VIRTUAL, ConfigProblems, check, explain, raise_all, suggest
 
 __all__ = [
     "BUILT_IN",
@@ -41,6 +41,7 @@ __all__ = [
 
 BUILT_IN = "built-in"  # where a setting came from when no file was given
 
+RADIO = rf"^([a-z][a-z0-9_-]*:.+|{VIRTUAL})$"
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]  # also a file name and a wire identity
 
@@ -55,8 +56,9 @@ class RadioEntry(Section):
     """One radio of the lab and how it is connected."""
 
     radio: str = Field(
-        pattern=r"^[a-z][a-z0-9_-]*:.+",
-        description="URI of the radio, for example loopback:node-1, pluto:usb:1.5.5 or usrp:serial=30F1234.",
+        pattern=RADIO,
+        description="URI of the radio, for example loopback:node-1, pluto:usb:1.5.5 or usrp:serial=30F1234; or "
+        "pluto-virtual: a Pluto that the simulated air serves in real time.",
     )
     antenna: str | None = Field(default=None, description="Label of the antenna or cable, for the record.")
     attenuation_db: float | None = Field(
@@ -76,7 +78,7 @@ class ServerEntry(RadioEntry):
     """The machine that receives the sum."""
 
     radio: str = Field(
-        default="loopback:server", pattern=r"^[a-z][a-z0-9_-]*:.+", description="URI of the server's radio."
+        default="loopback:server", pattern=RADIO, description="URI of the server's radio, or pluto-virtual."
     )
     host: str = Field(default="127.0.0.1", min_length=1, description="Address the server binds and nodes connect to.")
     control_port: Port = Field(default=5701, description="TCP port of orders and answers; 0: the launcher picks one.")
@@ -106,6 +108,9 @@ class Lab(Section):
         "known profile takes from it whatever it does not set itself."
     )
     ether_port: Port = Field(default=5700, description="TCP port of the simulated air; 0: the launcher picks one.")
+    iiod_port: Port = Field(
+        default=5710, description="TCP port of the first virtual Pluto, the next ones follow; 0: the launcher picks."
+    )
     ether: EtherOptions | None = Field(default=None, description="The simulated air; absent for real radios.")
     nodes: tuple[NodeEntry, ...] = Field(min_length=1, description="The nodes, one [[nodes]] table each.")
 
@@ -137,12 +142,14 @@ class Lab(Section):
         raise ConfigError(f"lab {self.name!r} has no node {name!r}", f"use one of: {known}")
 
     def radio_uri(self, name: str) -> str:
-        """Give the URI by which a process of its own opens a radio: ``loopback:X`` becomes an address of the ether.
+        """Give the URI by which a process of its own opens a radio: simulated ones become an address of the ether.
 
         Args:
             name: ``server`` or the name of a node.
         """
         uri = self.server.radio if name == "server" else self.node(name).radio
+        if uri == VIRTUAL:
+            return f"pluto:ip:127.0.0.1:{self.virtual_plutos[name]}"
         if self.ether is not None and uri.startswith("loopback:") and "://" not in uri:
             return f"loopback:{self.ether_address}/{uri.removeprefix('loopback:')}"
         return uri
@@ -155,8 +162,27 @@ class Lab(Section):
     @property
     def radio_names(self) -> tuple[str, ...]:
         """Names of the simulated radios, the server's first."""
-        uris = (self.server.radio, *(entry.radio for entry in self.nodes))
-        return tuple(uri.split(":", 1)[1].rsplit("/", 1)[-1] for uri in uris if uri.startswith("loopback:"))
+        names = []
+        for name, uri in self._radios:
+            if uri == VIRTUAL:
+                names.append(name)
+            elif uri.startswith("loopback:"):
+                names.append(uri.split(":", 1)[1].rsplit("/", 1)[-1])
+        return tuple(names)
+
+    @property
+    def _radios(self) -> list[tuple[str, str]]:
+        return [("server", self.server.radio), *((entry.name, entry.radio) for entry in self.nodes)]
+
+    @property
+    def virtual_plutos(self) -> dict[str, int]:
+        """Ports of the virtual Plutos by the name of their machine, the server's first."""
+        names = [name for name, uri in self._radios if uri == VIRTUAL]
+        return {name: self.iiod_port + place for place, name in enumerate(names)}
+
+    def witness_address(self, name: str) -> str | None:
+        """Give where the truth about a simulated radio is to be had that its own driver cannot know; else None."""
+        return self.ether_address if self.ether is not None and name in self.virtual_plutos else None
 
 
 class WaveformOptions(Section):
@@ -221,7 +247,7 @@ class Pair:
 
         Two pairs with one fingerprint continue each other's checkpoints, so a finished run can be made longer.
         """
-        lab = self.lab.model_dump(mode="json", exclude={"name", "keys", "heartbeat", "ether_port"})
+        lab = self.lab.model_dump(mode="json", exclude={"name", "keys", "heartbeat", "ether_port", "iiod_port"})
         for key in ("host", "control_port", "events_port"):
             del lab["server"][key]
         skipped = {"run": {"rounds", "checkpoint_every", "compare", "join_timeout_s", "train_timeout_s"}}
@@ -325,7 +351,7 @@ def _read(default: Literal["lab.toml", "experiment.toml"], path: Path | None) ->
         table = tomllib.loads(starter(default))
         if default == "lab.toml":  # the built-in lab must run beside anything else on this machine
             table["keys"] = ""
-            table["ether_port"] = 0
+            table["ether_port"] = table["iiod_port"] = 0
             table["server"] |= {"control_port": 0, "events_port": 0}
         return table
     try:

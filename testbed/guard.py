@@ -27,6 +27,7 @@ from typing import Any
 
 import radio
 from radio.errors import LinkError, RadioRefused, TestbedError
+from radio.loopback import RemoteEther
 from radio.safety import Audit, Emission, SafeRadio, SafetyProfile
 from radio.wire import make_error
 
@@ -93,7 +94,9 @@ class Guard:
             self._process.wait(1.0)
 
 
-def open_guarded(uri: str, safety: SafetyProfile, folder: Path, audit: Audit | None = None) -> SafeRadio:
+def open_guarded(
+    uri: str, safety: SafetyProfile, folder: Path, audit: Audit | None = None, air: str | None = None
+) -> SafeRadio:
     """Open a radio with a guard beside it; closing the radio dismisses the guard.
 
     Args:
@@ -101,6 +104,7 @@ def open_guarded(uri: str, safety: SafetyProfile, folder: Path, audit: Audit | N
         safety: what it may transmit.
         folder: for the guard's log, and for ``emissions.jsonl`` when no ``audit`` is given.
         audit: takes a record of every emission and every refusal.
+        air: address of the simulated air behind a radio whose driver does not know that there is one.
 
     Raises:
         TestbedError: the guard did not come up, or the radio could not be opened.
@@ -111,7 +115,8 @@ def open_guarded(uri: str, safety: SafetyProfile, folder: Path, audit: Audit | N
     if guard is None:
         log.warning("radio %s: its driver has no silence(), so no guard can mute it when this process is killed", uri)
     try:
-        opened = radio.open(uri, safety, audit=audit or _emissions(folder / "emissions.jsonl"))
+        ether = None if air is None else RemoteEther(air)
+        opened = radio.open(uri, safety, ether=ether, audit=audit or _emissions(folder / "emissions.jsonl"))
     except BaseException:
         if guard is not None:
             guard.dismiss()

@@ -6,6 +6,7 @@ the kernel tells them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -26,7 +27,7 @@ from testbed.keys import READER, SERVER, load_keys, make_keys
 from testbed.parent import PARENT_VARIABLE, READY
 from testbed.run import EventTail, RunFolder
 
-__all__ = ["Launcher", "free_ports", "launch"]
+__all__ = ["Launcher", "free_ports", "free_run", "launch"]
 
 ETHER = "ether"
 READY_S = 60.0  # longest wait for the ether to listen
@@ -94,6 +95,8 @@ class Launcher:
             "server.events_port": lab.server.events_port,
         }
         wanted = [key for key, port in open_keys.items() if port == 0]
+        if lab.virtual_plutos and lab.iiod_port == 0:
+            settings.append(f"lab.iiod_port={free_run(len(lab.virtual_plutos))}")
         return settings + [f"lab.{key}={port}" for key, port in zip(wanted, free_ports(len(wanted)), strict=True)]
 
     def __enter__(self) -> Self:
@@ -235,6 +238,16 @@ def free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def free_run(count: int) -> int:
+    """Find the first of ``count`` TCP ports in a row that nobody uses now."""
+    while True:
+        first = free_ports(1)[0]
+        with ExitStack() as stack, contextlib.suppress(OSError, OverflowError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:

@@ -99,7 +99,11 @@ class Node:
         folder.mkdir(parents=True, exist_ok=True)
         self._journal = (folder / "journal.jsonl").open("a", encoding="utf-8")
         self.radio: Radio = open_guarded(
-            lab.radio_uri(name), lab.safety, folder, lambda record: self._note("emission", asdict(record))
+            lab.radio_uri(name),
+            lab.safety,
+            folder,
+            lambda record: self._note("emission", asdict(record)),
+            lab.witness_address(name),
         )
         self.link: NodeLink | None = None
         self.pupil: Pupil | None = None

@@ -41,6 +41,9 @@ _KINDS = {
 }
 
 
+VIRTUAL = "pluto-virtual"  # in place of a URI: a Pluto that the simulated air serves
+
+
 class ConfigProblems(ConfigError):
     """Several things are wrong with the configuration; each is a ConfigError of its own in ``problems``."""
 
@@ -168,10 +171,19 @@ def check(
     if any(entry.name in ("server", "reader") for entry in lab.nodes):
         wrong(lab_source, "nodes: 'server' and 'reader' are names of the testbed's own keys", "rename the node")
     for uri, times in Counter([lab.server.radio, *(entry.radio for entry in lab.nodes)]).items():
-        if times > 1:
+        if times > 1 and uri != VIRTUAL:
             wrong(lab_source, f"radio = {uri!r} is used {times} times", "give every machine a radio of its own")
-    if lab.ether is None and any(_needs_ether(uri) for uri in [lab.server.radio, *(e.radio for e in lab.nodes)]):
-        wrong(lab_source, "loopback radios, but no [ether] table", "add an [ether] table, for example with snr_db = 20")
+    uris = [lab.server.radio, *(entry.radio for entry in lab.nodes)]
+    if lab.ether is None and any(_needs_ether(uri) for uri in uris):
+        wrong(
+            lab_source, "simulated radios, but no [ether] table", "add an [ether] table, for example with snr_db = 20"
+        )
+    if lab.virtual_plutos and len(lab.virtual_plutos) < len(uris):
+        wrong(
+            lab_source,
+            f"{len(lab.virtual_plutos)} of {len(uris)} radios are {VIRTUAL}, in real time; an air has only one time",
+            f"make every radio {VIRTUAL}, or none",
+        )
     if lab.heartbeat.allowance_s <= lab.heartbeat.interval_s:
         values = f"{lab.heartbeat.allowance_s} s is not longer than heartbeat.interval_s = {lab.heartbeat.interval_s} s"
         wrong(lab_source, f"heartbeat.allowance_s = {values}", "allow at least three intervals of silence")
@@ -181,7 +193,7 @@ def check(
 
 
 def _needs_ether(uri: str) -> bool:
-    return uri.startswith("loopback:") and "://" not in uri
+    return uri == VIRTUAL or (uri.startswith("loopback:") and "://" not in uri)
 
 
 def _check_fit(lab: Lab, experiment: Experiment, lab_source: str, experiment_source: str, wrong: Any) -> None:

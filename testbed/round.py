@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from calibration import NodeBudget, predict_nmse_db, signal_power
+from calibration import NodeBudget, predict_nmse_db, refuse_coherent, signal_power
 from radio.cell import nmse_db
 from radio.cycle import layout
+from radio.errors import CalibrationError
 from radio.payload import Payload
 from radio.uplink import Aggregate
 from testbed.bus import Envelope
@@ -123,6 +124,21 @@ def predict(server: Server, powers: Mapping[str, float]) -> tuple[float, float]:
     rho = uplink.rho or 0.0
     nmse_db = predict_nmse_db("C" if uplink.mode == "C" else "R", budgets, uplink.noise / uplink.level**2, rho)
     return nmse_db, 10 ** (nmse_db / 10) * signal_power(budgets, rho)
+
+
+def refuse_hopeless(server: Server, plan: RoundPlan) -> None:
+    """Stop before a burst whose waves would not add up.
+
+    Raises:
+        CalibrationError: the phase of a node cannot be known well enough at the time of its burst.
+    """
+    worst = max(plan.names, key=lambda name: server.uplink.peers[name].phase_variance)
+    reason = refuse_coherent(server.uplink.peers[worst].phase_variance ** 0.5)
+    if reason:
+        raise CalibrationError(
+            f"round {plan.number}, node {worst}: {reason}",
+            "use a lower carrier, a shared reference, a better crystal or a shorter turnaround",
+        )
 
 
 async def run_burst(server: Server, plan: RoundPlan, losses: list[dict[str, str]]) -> Decoded:

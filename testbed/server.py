@@ -11,10 +11,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from calibration import refuse_coherent
 from radio.base import Radio
 from radio.cycle import Cycle, layout, sounding_samples
-from radio.errors import CalibrationError, LinkError
+from radio.errors import LinkError
 from radio.ofdm import PROFILES
 from radio.serverlink import ServerLink
 from radio.uplink import Uplink
@@ -24,7 +23,7 @@ from testbed.config import Experiment, Lab
 from testbed.guard import open_guarded
 from testbed.learner import Teacher
 from testbed.messages import Ack, Csi, Hello, Message, Nack, Report, Sound, Stop, Train, Welcome, as_times
-from testbed.round import Decoded, RoundPlan, run_burst
+from testbed.round import Decoded, RoundPlan, refuse_hopeless, run_burst
 from testbed.run import Checkpoint, RunFolder, read_events
 
 log = logging.getLogger(__name__)
@@ -53,9 +52,11 @@ class Server:
         self.names = [entry.name for entry in lab.nodes]
         self.bus = ServerBus(lab, keys, warn=self.warn)
         self.teacher = Teacher(experiment)
-        self.radio: Radio = open_guarded(lab.radio_uri("server"), lab.safety, folder.path / "logs")
+        uri, air = lab.radio_uri("server"), lab.witness_address("server")
+        self.radio: Radio = open_guarded(uri, lab.safety, folder.path / "logs", air=air)
         profile = PROFILES[experiment.waveform.profile]
-        self.link = ServerLink(self.radio, profile, lab.server.rx_gain_db, experiment.run.seed)
+        mine = lab.server
+        self.link = ServerLink(self.radio, profile, mine.rx_gain_db, experiment.run.seed, mine.tx_attenuation_db)
         self.uplink = Uplink(profile, experiment.waveform.mode, self.teacher.scheme.precoder, len(self.names))
         self.ready: set[str] = set()
         self.arrivals: list[str] = []
@@ -280,17 +281,8 @@ class Server:
         if plan is None:
             return None
         if plan.over_air:
-            self._refuse_hopeless(plan)
+            refuse_hopeless(self, plan)
         return await run_burst(self, plan, losses)
-
-    def _refuse_hopeless(self, plan: RoundPlan) -> None:
-        worst = max(plan.names, key=lambda name: self.uplink.peers[name].phase_variance)
-        reason = refuse_coherent(self.uplink.peers[worst].phase_variance ** 0.5)
-        if reason:
-            raise CalibrationError(
-                f"round {plan.number}, node {worst}: {reason}",
-                "use a lower carrier, a shared reference, a better crystal or a shorter turnaround",
-            )
 
     async def _conclude(self, number: int, decoded: Decoded | None) -> None:
         """Tell all nodes how the round went and wait until each has saved its side."""
@@ -324,7 +316,7 @@ class Server:
         every = self.experiment.run.checkpoint_every
         if (number + 1) % every and number + 1 < self.experiment.run.rounds:
             return
-        witness = self.radio.witness
+        witness = None if self.radio.capabilities.real_time else self.radio.witness  # that air went on meanwhile
         extra = {
             "event": event,
             "history": self.history,

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import radio
+from radio.airserver import EtherServer
 from radio.errors import RadioError, RadioRefused, TooLate, UnsafeTransmit
 from radio.ether import Ether
-from radio.loopback import EtherServer
 from radio.presets import preset
 
 CONFIG = radio.RadioConfig(1e6, 915e6, 915e6, 1e6, 50.0)

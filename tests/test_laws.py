@@ -24,7 +24,7 @@ HOMES = {
     "iio": ("radio/pluto.py",),
     "uhd": ("radio/usrp.py",),
     "sigmf": ("radio/capture.py",),
-    "zmq": ("testbed/bus/", "testbed/guard.py", "radio/loopback.py"),
+    "zmq": ("testbed/bus/", "testbed/guard.py", "radio/loopback.py", "radio/airserver.py"),
     "torch": ("fl_core/", "testbed/learner.py"),
     "typer": ("testbed/cli.py",),
     "PySide6": ("testbed/gui.py",),

@@ -12,9 +12,10 @@ import pytest
 import zmq
 
 import radio
+from radio.airserver import EtherServer
 from radio.errors import ConfigError, LinkError, ProtocolMismatch, RadioNotFound, RadioRefused, TooLate
 from radio.ether import Ether
-from radio.loopback import EtherServer, LoopbackRadio, RemoteEther
+from radio.loopback import LoopbackRadio, RemoteEther
 from radio.presets import preset
 
 CONFIG = radio.RadioConfig(1e6, 915e6, 915e6, 1e6, 70.0)

@@ -16,8 +16,8 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from radio.airserver import EtherServer
 from radio.ether import Ether
-from radio.loopback import EtherServer
 from radio.presets import preset
 from radio.warm import warm
 from testbed.bus import ServerBus

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import radio
+from radio.airserver import EtherServer
 from radio.errors import RadioNotFound, RadioRefused, UnsafeTransmit
 from radio.ether import Ether
-from radio.loopback import EtherServer
 from radio.presets import preset
 from testbed import guard as module
 from testbed.config import load
