@@ -42,6 +42,8 @@ class Capabilities:
         shared_reference: sample clock and LO are locked to a common reference.
         reports_losses: lost samples are reported as events; when false they must be found by counting.
         real_time: samples flow whether or not anybody asks, so orders must be given ahead of time.
+        tx_full_scale_dbm: power of a full-scale tone at no attenuation, for the model of radiated power; a device that
+            may give more declares it. The default is what an AD936x gives.
     """
 
     tier: Tier
@@ -54,6 +56,7 @@ class Capabilities:
     shared_reference: bool
     reports_losses: bool
     real_time: bool = False
+    tx_full_scale_dbm: float = 7.0
 
     @property
     def lead_samples(self) -> int:

@@ -1,5 +1,7 @@
 """The guard in front of every radio: what it lets pass, what it denies with which numbers, and what it writes down."""
 
+import getpass
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from radio.presets import preset
 
 CONFIG = radio.RadioConfig(1e6, 915e6, 915e6, 1e6, 70.0)
 OPEN_AIR = radio.SafetyProfile(
-    name="test", bands=(radio.Band(low_hz=902e6, high_hz=928e6, eirp_dbm=-1.25, duty_cycle=0.01),), guard_hz=100e3,
+    name="test", licence="a licence for tests", bands=(radio.Band(low_hz=902e6, high_hz=928e6, eirp_dbm=-1.25, duty_cycle=0.01),), guard_hz=100e3,
     antenna_gain_dbi=2.0, cable_loss_db=1.0, tx_full_scale_dbm=7.0, max_burst_s=0.5, duty_window_s=10.0,
 )  # fmt: skip
 
@@ -110,6 +112,7 @@ def test_audit_line_says_what_when_where():
     line = written[0]
     assert (line.radio, line.serial, line.start, line.count) == ("n", "loopback-n", report.start, 2000)
     assert (line.duration_s, line.centre_hz, line.bandwidth_hz) == (2e-3, 915e6, 1e6)
+    assert (line.licence, line.operator) == ("", getpass.getuser())
     assert line.profile == "conducted v1" and line.digest == radio.PROFILES["conducted"].digest
     assert line.time.endswith("+00:00")
     assert radio.PROFILES["conducted"].digest != OPEN_AIR.digest
