@@ -7,12 +7,16 @@ order, so a sum does not depend on who computes it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Bool, Complex, Float
+from scipy.special import exp1
 from torch import Tensor
+
+from fl_core.encode import energy
 
 Fading = Literal["rayleigh", "unit", "none"]
 
@@ -31,15 +35,38 @@ class Channel:
             the Rayleigh mean; ``none`` is h = 1.
         snr_db: P E|h|^2/sigma^2 of one client per complex use with P = 1 and E|h|^2 = 1 (so ``unit`` has the noise of
             ``rayleigh``); ``inf`` for no noise.
+        coherence: neighbouring symbols that share a coefficient; None: all of a round (block fading).
     """
 
     fading: Fading = "rayleigh"
     snr_db: float = 20.0
+    coherence: int | None = None
 
     @property
     def noise(self) -> float:
         """Variance sigma^2 of the noise per complex use."""
         return math.exp(-self.snr_db / 10.0 * math.log(10.0))
+
+    @property
+    def mean_power(self) -> float:
+        """E|h|^2."""
+        return RAYLEIGH_MEAN**2 if self.fading == "unit" else 1.0
+
+    def draw(self, clients: int, uses: int, antennas: int, generator: torch.Generator) -> Complex[Tensor, ...]:
+        """Draw a round's coefficients: (client,), (client, symbol) with a ``coherence``, or (client, antenna).
+
+        Raises:
+            ValueError: several antennas with a ``coherence``, which no scheme needs together.
+        """
+        if antennas > 1 and self.coherence is not None:
+            raise ValueError(f"{antennas} antennas fade as blocks; leave coherence unset instead of {self.coherence}")
+        if antennas > 1:
+            return draw_gains(self.fading, clients * antennas, generator).reshape(clients, antennas)
+        if self.coherence is None:
+            return draw_gains(self.fading, clients, generator)
+        blocks = -(-uses // self.coherence)
+        drawn = draw_gains(self.fading, clients * blocks, generator).reshape(clients, blocks)
+        return drawn.repeat_interleave(self.coherence, dim=1)[:, :uses]
 
 
 def draw_gains(fading: str, clients: int, generator: torch.Generator) -> Complex[Tensor, " client"]:
@@ -59,8 +86,13 @@ def draw_gains(fading: str, clients: int, generator: torch.Generator) -> Complex
     return gains if fading == "rayleigh" else RAYLEIGH_MEAN * gains / gains.abs()
 
 
-def after_precoding(gains: Complex[Tensor, " client"], precoder: str) -> Complex[Tensor, " client"]:
-    """Return the gains that symbols see: ``phase`` |h|, ``inversion`` 1, ``none`` h.
+def audible(gains: Complex[Tensor, "*shape"], threshold: float) -> Bool[Tensor, "*shape"]:
+    """Tell where |h|^2 reaches the truncation threshold: where a client sends at all."""
+    return gains.abs().square() >= threshold
+
+
+def after_precoding(gains: Complex[Tensor, "*shape"], precoder: str, threshold: float = 0.0) -> Complex[Tensor, ...]:
+    """Return the gains that symbols see: ``phase`` |h|, ``inversion`` 1 (0 below the threshold), ``none`` h.
 
     Raises:
         ValueError: unknown precoder.
@@ -68,21 +100,51 @@ def after_precoding(gains: Complex[Tensor, " client"], precoder: str) -> Complex
     if precoder == "phase":
         return gains.abs().to(gains.dtype)
     if precoder == "inversion":
-        return torch.ones_like(gains)
+        return audible(gains, threshold).to(gains.dtype)
     if precoder == "none":
         return gains
     raise ValueError(f"precoder '{precoder}' is unknown; choose one of phase, inversion, none")
 
 
 def transmit_energy(
-    norms_squared: Float[Tensor, " client"], gains: Complex[Tensor, " client"], precoder: str
+    symbols: Complex[Tensor, "client symbol"],
+    gains: Complex[Tensor, ...],
+    precoder: str,
+    threshold: float = 0.0,
 ) -> Float[Tensor, " client"]:
-    """Return the energy a client spends to send symbols of this energy: divided by |h|^2 under ``inversion``."""
-    return norms_squared / gains.abs().double().square() if precoder == "inversion" else norms_squared
+    """Return the energy each client spends, float64: under ``inversion`` over |h|^2, and 0 below the threshold."""
+    if precoder != "inversion":
+        return energy(symbols)
+    heard, power = audible(gains, threshold), gains.abs().double().square()
+    if gains.ndim == 1:
+        return energy(symbols) * heard / power
+    return (symbols.abs().double().square() * heard / power).sum(1)
 
 
-def mean_gain(fading: str, precoder: str) -> float:
-    """Return mu_h = E of the gain after precoding, as the server knows it (1 where the phase is left to chance)."""
+def participation(fading: str, threshold: float) -> float:
+    """Return P(|h|^2 >= threshold): e^{-threshold} for ``rayleigh`` (Zhu, Wang, Huang, arXiv 1812.11494)."""
+    if fading == "rayleigh":
+        return math.exp(-threshold)
+    return 1.0 if threshold <= (RAYLEIGH_MEAN**2 if fading == "unit" else 1.0) else 0.0
+
+
+def inversion_power(fading: str, threshold: float) -> float:
+    """Return E[1{|h|^2 >= threshold}/|h|^2], the mean power of inversion: E_1(threshold) for ``rayleigh``.
+
+    Raises:
+        ValueError: no threshold under ``rayleigh``, where inversion of every fade takes infinite power.
+    """
+    if fading != "rayleigh":
+        return participation(fading, threshold) / (RAYLEIGH_MEAN**2 if fading == "unit" else 1.0)
+    if threshold <= 0.0:
+        raise ValueError(f"inverting Rayleigh fades down to {threshold:g} takes infinite power; set threshold above 0")
+    return float(exp1(threshold))
+
+
+def mean_gain(fading: str, precoder: str, threshold: float = 0.0) -> float:
+    """Return E of the gain after precoding, as the server knows it (1 where the phase is left to chance)."""
+    if precoder == "inversion":
+        return participation(fading, threshold)
     return RAYLEIGH_MEAN if precoder == "phase" and fading != "none" else 1.0
 
 
@@ -93,15 +155,15 @@ def ideal_mac(symbols: Complex[Tensor, "client symbol"]) -> Complex[Tensor, " sy
 
 def fading_mac(
     symbols: Complex[Tensor, "client symbol"],
-    gains: Complex[Tensor, " gain"],
+    gains: Complex[Tensor, ...],
     noise: float,
     generator: torch.Generator,
 ) -> Complex[Tensor, " symbol"]:
-    """Add through one coefficient per client, with circular Gaussian noise: ``y = sum_i h_i x_i + z``.
+    """Add with circular Gaussian noise: ``y = sum_i h_i x_i + z``.
 
     Args:
         symbols: transmitted, shape (client, symbol).
-        gains: after precoding, shape (client,).
+        gains: after precoding, shape (client,), or (client, symbol) where the channel changes within the round.
         noise: sigma^2, variance per complex symbol; 0 draws nothing.
         generator: source of the noise.
 
@@ -112,8 +174,21 @@ def fading_mac(
         raise ValueError(
             f"{symbols.shape[0]} clients need as many gains and noise >= 0, got {gains.shape[0]} gains and {noise:g}"
         )
-    received = (gains[:, None] * symbols).sum(0)
-    if noise > 0.0:
-        parts = torch.randn((symbols.shape[1], 2), generator=generator) * math.sqrt(noise / 2.0)
-        received = received + torch.view_as_complex(parts)
-    return received
+    received = ((gains[:, None] if gains.ndim == 1 else gains) * symbols).sum(0)
+    return received + circular(received.shape, noise, generator) if noise > 0.0 else received
+
+
+def antenna_mac(
+    symbols: Complex[Tensor, "client symbol"],
+    gains: Complex[Tensor, "client antenna"],
+    noise: float,
+    generator: torch.Generator,
+) -> Complex[Tensor, "antenna symbol"]:
+    """Add at several antennas, each with gains and noise of its own."""
+    received = gains.T @ symbols
+    return received + circular(received.shape, noise, generator) if noise > 0.0 else received
+
+
+def circular(shape: Sequence[int], variance: float, generator: torch.Generator) -> Complex[Tensor, ...]:
+    """Draw circular complex Gaussian noise of a variance per complex entry."""
+    return torch.view_as_complex(torch.randn((*shape, 2), generator=generator) * math.sqrt(variance / 2.0))

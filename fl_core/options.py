@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 #: Names of the table ``fl_core.schemes.SCHEMES``, for those who check an option without loading torch.
-SCHEME_NAMES = ("air-meta-pfl", "ideal")
+SCHEME_NAMES = (
+    "air-meta-pfl",
+    "ideal",
+    "fedavg",
+    "per-fedavg",
+    "gbma",
+    "truncated-inversion",
+    "cotaf",
+    "digital",
+)
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 
@@ -125,6 +134,11 @@ class SchemeOptions(Options):
         default="top-k", description="Keep the largest magnitudes, or a random index set (without d/k rescaling)."
     )
     memory: bool = Field(default=True, description="Feed what the sparsifier dropped back into the next update.")
+    memory_term: Literal["long", "short"] = Field(
+        default="long",
+        description="airfl-mem: long keeps all that fading ever cut off until it is sent; short keeps only what it cut "
+        "off the last update.",
+    )
     mapping: Literal["pair", "rdft", "dft-all", "pair-dft"] = Field(
         default="rdft",
         description="Real vector to complex symbols. pair: two entries per symbol, no compression. rdft: random rows "
@@ -146,10 +160,56 @@ class SchemeOptions(Options):
     precoder: Literal["phase", "inversion", "none"] | None = Field(
         default=None, description="What a node undoes of its channel before sending; unset: the scheme's own choice."
     )
+    power: Literal["round", "average"] = Field(
+        default="round",
+        description="Power limit under inversion. round: no client exceeds it in any round. average: only over the "
+        "fading, as published for truncated inversion; simulation only.",
+    )
+    threshold: float = Field(
+        default=0.1,
+        ge=0,
+        le=10,
+        description="truncated-inversion, airfl-mem, cotaf, obda: a client is silent where |h|^2 lies below this; its "
+        "mean is 1. Simulation only: a node inverts its whole link.",
+    )
+    update_norm: float | None = Field(
+        default=None,
+        gt=0,
+        description="cotaf: root-mean-square norm of an update divided by its outer rate eta, largest over clients, "
+        "agreed before training. Unset: the largest norm of each round, at the price of one number per client.",
+    )
+    bits: int = Field(default=8, ge=2, le=24, description="digital: bits of a sent entry, its sign included.")
+    step: float = Field(
+        default=0.02,
+        gt=0,
+        le=100,
+        description="obda, fsk-mv: how far a majority of signs moves a parameter, in units of learn.eta.",
+    )
+    silence: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="fsk-mv: a client does not vote on entries below this multiple of its root mean square.",
+    )
+    antennas: int = Field(default=32, ge=1, le=4096, description="blind-antennas: receive antennas of the server.")
+    receiver: Literal["aligned-sample", "ml", "lmmse"] = Field(
+        default="lmmse", description="misaligned: estimator of the sum of symbols that do not arrive together."
+    )
+    timing: float = Field(
+        default=0.3, ge=0, lt=1, description="misaligned: arrivals are uniform in 0 to this, in symbol durations."
+    )
+    phase_rad: float = Field(
+        default=0.5, ge=0, le=3.15, description="misaligned: residual phases are uniform in +/- this; the server knows."
+    )
     fading: Literal["rayleigh", "unit", "none"] = Field(
         default="rayleigh",
         description="Simulated channel. rayleigh: one complex coefficient per client and round, unit mean power. unit: "
         "the same random phases with |h| forced to the Rayleigh mean. none: h = 1.",
+    )
+    coherence: int | None = Field(
+        default=None,
+        ge=1,
+        description="Simulated channel: neighbouring symbols that share a coefficient; unset: all of a round.",
     )
     snr_db: float = Field(
         default=20.0,

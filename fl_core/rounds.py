@@ -18,20 +18,11 @@ from torch import Tensor
 
 from fl_core.data import ClientData, Task, evaluation_tasks, moved, sample_tasks, stack
 from fl_core.decode import nmse_db
-from fl_core.encode import energy
-from fl_core.mac import (
-    Channel,
-    after_precoding,
-    draw_gains,
-    fading_mac,
-    ideal_mac,
-    mean_gain,
-    transmit_energy,
-)
+from fl_core.mac import Channel
 from fl_core.maml import Evaluation, default_chunk, evaluate, local_update, local_updates, rates
 from fl_core.models import Model
 from fl_core.options import DataOptions, LearnOptions
-from fl_core.schemes import Csi, Plan, Scheme
+from fl_core.schemes import Plan, Scheme, exchange
 from fl_core.seeds import generator, numpy_generator
 
 
@@ -163,38 +154,6 @@ def outer_step(theta: Float[Tensor, " d"], mean_update: Float[Tensor, " d"]) -> 
     return theta - mean_update
 
 
-def transmit(
-    scheme: Scheme, channel: Channel, symbols: Tensor, plan: Plan, seed: int, heard: Sequence[int]
-) -> tuple[Tensor, Csi, Plan, tuple[float, ...]]:
-    """Send one round's symbols through the channel.
-
-    Args:
-        scheme: names the precoder, the power rule, and whether the air is used at all.
-        channel: fading and noise.
-        symbols: unscaled, shape (client, symbol), ascending clients.
-        plan: of the round; its scale is not used.
-        seed: gains and noise come from (seed, plan.round).
-        heard: positions in ``symbols`` of the clients whose bursts arrive.
-
-    Returns:
-        The received sum (symbol,), what the receiver knows of the channel, the plan with its scale and the number of
-        clients heard, and the mean transmit power of each client.
-    """
-    clients, uses = symbols.shape
-    if not scheme.over_air:
-        final = replace(plan, clients=len(heard), scale=scheme.scale(energy(symbols).tolist(), plan))
-        return ideal_mac(final.scale * symbols[list(heard)]), Csi(noise=0.0), final, (0.0,) * clients
-    gains = draw_gains(channel.fading, clients, generator(seed, "gains", plan.round))
-    spent = transmit_energy(energy(symbols), gains, scheme.precoder)
-    final = replace(plan, clients=len(heard), scale=scheme.scale(spent.tolist(), plan))
-    power = tuple((spent * final.scale**2 / uses).tolist())
-    effective = after_precoding(gains, scheme.precoder)[list(heard)]
-    received = fading_mac(
-        final.scale * symbols[list(heard)], effective, channel.noise, generator(seed, "noise", plan.round)
-    )
-    return received, Csi(mean_gain(channel.fading, scheme.precoder), channel.noise), final, power
-
-
 def _updates(
     model: Model,
     thetas: Sequence[Tensor],
@@ -246,25 +205,22 @@ def _aggregate(
     lost: Lost | None,
 ) -> tuple[State, RoundRecord]:
     """Send the updates of one trial's round through the channel and step; ``state`` is not modified."""
-    old = state.memories[chosen]
-    sparse, _ = scheme.sparsify(updates, old, plan)
-    symbols, remaining = scheme.encode(updates, old, Csi(), plan)
     heard = [position for position, index in enumerate(chosen) if lost is None or not lost(plan.round, index)]
-    received, csi, plan, power = transmit(scheme, channel, symbols, plan, plan.seed, heard)
+    sent = exchange(scheme, channel, updates, state.memories[chosen], plan, plan.seed, heard)
     memories = state.memories.clone()
-    memories[chosen] = remaining
+    memories[chosen] = sent.memories
     arrived = tuple(chosen[position] for position in heard)
     if not heard:
-        record = RoundRecord(plan.round, tuple(chosen), (), plan.scale, power, float("nan"), float("nan"))
+        record = RoundRecord(plan.round, tuple(chosen), (), sent.plan.scale, sent.power, float("nan"), float("nan"))
         return State(state.theta, memories), record
-    estimate = scheme.decode(received, csi, plan)
+    estimate = scheme.decode(sent.received, sent.csi, sent.plan)
     record = RoundRecord(
         plan.round,
         tuple(chosen),
         arrived,
-        plan.scale,
-        power,
-        nmse_db(estimate, sparse[heard].mean(0)),
+        sent.plan.scale,
+        sent.power,
+        nmse_db(estimate, sent.sparse[heard].mean(0)),
         nmse_db(estimate, updates[heard].mean(0)),
     )
     return State(outer_step(state.theta, estimate), memories), record
@@ -403,15 +359,16 @@ def simulate_trials(
         moved(evaluation_tasks(list(t.new_clients), data, t.seed), device) if t.new_clients else None for t in trials
     ]
     records: list[list[RoundRecord]] = [[] for _ in trials]
+    local = scheme.learning(learn)
     for number in range(first_round, first_round + rounds):
         chosen = [choose_clients(t.seed, number, len(t.clients), active) for t in trials]
         thetas = [state.theta for state in states]
         if batched:
             size = chunk or default_chunk(model)
-            updates = _updates(model, thetas, trials, chosen, data, learn, number, device, size)
+            updates = _updates(model, thetas, trials, chosen, data, local, number, device, size)
         else:
             updates = [
-                _one_by_one(model, *each, data, learn, number) for each in zip(thetas, trials, chosen, strict=True)
+                _one_by_one(model, *each, data, local, number) for each in zip(thetas, trials, chosen, strict=True)
             ]
         alpha, eta = rates(learn, number)
         last = number == first_round + rounds - 1

@@ -1,12 +1,14 @@
 """What every scheme must keep, one test file for all: a new scheme joins CASES with its ideal limit."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from fl_core.encode import energy
+from fl_core.mac import Channel
 from fl_core.options import SchemeOptions
 from fl_core.schemes import SCHEMES, Csi, Plan, Scheme, make_scheme
 
@@ -23,12 +25,23 @@ class Case:
         tolerance: relative error allowed there.
         options: other settings to run through the contract.
         linear: received symbols may be scaled and added by the test (an analog scheme).
+        single: whether the limit holds for one client alone: energies of several also hold their cross terms.
+        of: turns normal random updates into those for which the limit holds.
+        similarity: where one round's estimate is far from the mean by design (signs, energies), the least cosine
+            between the two; else the squared error is below half of the squared mean.
+        exact: whether what is sent and what is kept add up bit for bit, and not to rounding.
+        blind: whether the memory knows nothing of the channel.
     """
 
     limit: dict[str, object]
     tolerance: float
     options: tuple[dict[str, object], ...] = ({},)
     linear: bool = True
+    single: bool = False
+    of: Callable[[torch.Tensor], torch.Tensor] = torch.clone
+    similarity: float | None = None
+    exact: bool = True
+    blind: bool = True
 
 
 CASES = {
@@ -48,6 +61,20 @@ CASES = {
     "ideal": Case(
         limit={"keep": 1.0}, tolerance=1e-6, options=({}, {"keep": 1.0}, {"sparsifier": "rand-k"}, {"memory": False})
     ),
+    "fedavg": Case(limit={}, tolerance=1e-6),
+    "per-fedavg": Case(limit={}, tolerance=1e-6),
+    "gbma": Case(limit={}, tolerance=1e-6, options=({}, {"precoder": "inversion"})),
+    "truncated-inversion": Case(limit={}, tolerance=1e-6, options=({}, {"threshold": 0.5})),
+    "cotaf": Case(limit={}, tolerance=1e-6),
+    "digital": Case(
+        limit={"snr_db": 200.0, "measure": 1.0, "bits": 16},
+        tolerance=5e-5,
+        options=({}, {"memory": False}, {"power": "average", "bits": 4}),
+        linear=False,
+        exact=False,
+        blind=False,
+        similarity=0.2,
+    ),
 }
 
 EVERY = [(name, options) for name, case in CASES.items() for options in case.options]
@@ -65,6 +92,15 @@ def inputs(seed: int = 0, dimension: int = DIMENSION) -> tuple[torch.Tensor, tor
 
 
 PLAN = Plan(round=3, seed=11, clients=CLIENTS, eta=0.1)
+
+
+def arrive(scheme: Scheme, symbols: torch.Tensor, snr_db: float = math.inf) -> tuple[torch.Tensor, Csi]:
+    """Let scaled symbols (client, symbol) through h = 1 with noise, or over the wire."""
+    if not scheme.over_air:
+        return symbols.sum(0), Csi(noise=0.0)
+    source = torch.Generator().manual_seed(4)
+    gains = torch.ones((len(symbols), scheme.antennas), dtype=torch.complex64)
+    return scheme.superpose(symbols, gains if scheme.antennas > 1 else gains[:, 0], Channel("none", snr_db), source)
 
 
 def test_every_scheme_is_listed_here():
@@ -119,13 +155,14 @@ def test_memory_holds_exactly_what_was_not_sent(name, options):
     scheme = build(name, options)
     updates, memories = inputs()
     sparse, remaining = scheme.sparsify(updates, memories, PLAN)
-    if options.get("memory", True):
-        assert torch.equal(sparse + remaining, memories + updates)
+    if scheme.remembers:
+        gap = float((sparse + remaining - (memories + updates)).abs().max())
+        assert gap == 0.0 if CASES[name].exact else gap < 1e-6
     else:
         assert torch.equal(remaining, memories)
 
 
-@pytest.mark.parametrize(("name", "options"), EVERY)
+@pytest.mark.parametrize(("name", "options"), [each for each in EVERY if CASES[each[0]].blind])
 def test_memory_knows_nothing_of_the_channel(name, options):
     scheme = build(name, options)
     updates, memories = inputs()
@@ -148,7 +185,7 @@ def test_power_limit_holds_with_equality_for_the_worst_client(name, options):
         scale = scheme.scale(energies, plan)
         powers = (energy(scale * symbols) / scheme.symbols).tolist()
         assert max(powers) == pytest.approx(1.0, rel=1e-6)
-        assert [power > 1 - 1e-6 for power in powers] == [value == max(energies) for value in energies]
+        assert [power > 1 - 1e-6 for power in powers] == [value > max(energies) * (1 - 1e-6) for value in energies]
 
 
 @pytest.mark.parametrize(("name", "options"), EVERY)
@@ -158,7 +195,8 @@ def test_silence_is_a_round_like_any_other(name, options):
     symbols, remaining = scheme.encode(nothing, nothing, Csi(), PLAN)
     plan = replace(PLAN, scale=scheme.scale(energy(symbols).tolist(), PLAN))
     assert plan.scale > 0 and math.isfinite(plan.scale)
-    assert torch.equal(scheme.decode(symbols.sum(0), Csi(1.0, 0.0), plan), torch.zeros(DIMENSION))
+    received, csi = arrive(scheme, plan.scale * symbols)
+    assert torch.equal(scheme.decode(received, csi, plan), torch.zeros(DIMENSION))
     assert torch.equal(remaining, nothing)
 
 
@@ -169,14 +207,16 @@ def test_decode_gives_a_finite_estimate_better_than_none(name, options):
     sparse, _ = scheme.sparsify(updates, memories, PLAN)
     symbols, _ = scheme.encode(updates, memories, Csi(), PLAN)
     plan = replace(PLAN, scale=scheme.scale(energy(symbols).tolist(), PLAN))
-    noise = torch.view_as_complex(torch.randn((scheme.symbols, 2), generator=torch.Generator().manual_seed(4)))
-    received = plan.scale * symbols.sum(0) + (math.sqrt(0.005) * noise if scheme.over_air else 0.0)
-    for csi in (Csi(1.0, 0.01), Csi(1.0, None)):
-        estimate = scheme.decode(received, csi, plan)
-        truth = sparse.mean(0)
+    received, csi = arrive(scheme, plan.scale * symbols, 20.0)
+    truth, similarity = sparse.mean(0), CASES[name].similarity
+    for known in (csi, replace(csi, noise=None)):
+        estimate = scheme.decode(received, known, plan)
         assert estimate.shape == (DIMENSION,) and estimate.dtype == torch.float32
-        # -3 dB at 20 dB SNR: no scheme may be that far from what was sent.
-        assert float((estimate - truth).square().sum()) < 0.5 * float(truth.square().sum())
+        if similarity is None:
+            # -3 dB at 20 dB SNR: no scheme may be that far from what was sent.
+            assert float((estimate - truth).square().sum()) < 0.5 * float(truth.square().sum())
+        else:
+            assert float(torch.cosine_similarity(estimate, truth, dim=0)) > similarity
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -184,14 +224,19 @@ def test_decode_gives_a_finite_estimate_better_than_none(name, options):
 def test_on_a_perfect_channel_its_limit_is_the_mean(name, dimension):
     case = CASES[name]
     scheme = build(name, case.limit, dimension)
-    updates, _ = inputs(5, dimension)
+    updates = case.of(inputs(5, dimension)[0][: 1 if case.single else CLIENTS])
     memories = torch.zeros_like(updates)
-    symbols, remaining = scheme.encode(updates, memories, Csi(), PLAN)
-    plan = replace(PLAN, scale=scheme.scale(energy(symbols).tolist(), PLAN))
-    estimate = scheme.decode((plan.scale * symbols).sum(0), Csi(1.0, 0.0), plan)
+    plan = replace(PLAN, clients=len(updates))
+    symbols, remaining = scheme.encode(updates, memories, Csi(), plan)
+    plan = replace(plan, scale=scheme.scale(energy(symbols).tolist(), plan))
+    estimate = scheme.decode(*arrive(scheme, plan.scale * symbols), plan)
     mean = updates.mean(0)
     assert float((estimate - mean).norm()) <= case.tolerance * float(mean.norm())
-    assert torch.equal(remaining, memories)
+    assert (
+        float(remaining.norm()) <= case.tolerance * float(updates.norm())
+        if not case.exact
+        else (torch.equal(remaining, memories))
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if CASES[name].linear])
@@ -219,7 +264,8 @@ def test_decode_divides_by_the_mean_gain(name):
 def test_no_client_is_no_mean(name):
     scheme = build(name, {})
     with pytest.raises(ValueError, match="0 clients"):
-        scheme.decode(torch.ones(scheme.symbols, dtype=torch.complex64), Csi(1.0, 0.1), replace(PLAN, clients=0))
+        received, csi = arrive(scheme, torch.ones((2, scheme.symbols), dtype=torch.complex64))
+        scheme.decode(received, csi, replace(PLAN, clients=0))
 
 
 @pytest.mark.parametrize(("name", "options"), [*EVERY, *((name, CASES[name].limit) for name in NAMES)])

@@ -55,9 +55,12 @@ def test_each_precoder_leaves_what_it_says():
 
 def test_inversion_pays_for_its_fades():
     gains = torch.tensor([0.5 + 0j, 2j])
-    spent = transmit_energy(torch.tensor([3.0, 4.0], dtype=torch.float64), gains, "inversion")
-    assert spent.tolist() == pytest.approx([12.0, 1.0])
-    assert transmit_energy(spent, gains, "phase") is spent
+    symbols = torch.tensor([[1 + 1j, 1j], [2.0, 0j]])
+    assert transmit_energy(symbols, gains, "inversion").tolist() == pytest.approx([12.0, 1.0])
+    assert transmit_energy(symbols, gains, "inversion", threshold=0.3).tolist() == pytest.approx([0.0, 1.0])
+    assert torch.equal(transmit_energy(symbols, gains, "phase"), energy(symbols))
+    per_symbol = torch.tensor([[0.5 + 0j, 2.0], [0.1, 1.0]])
+    assert transmit_energy(symbols, per_symbol, "inversion", 0.2).tolist() == pytest.approx([8.25, 0.0])
 
 
 def test_noise_is_circular_with_the_variance_of_the_snr():

@@ -1,0 +1,51 @@
+"""Analog sums of whole updates: phase-only, truncated inversion, and a precoder agreed in advance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fl_core.encode import power_scale
+from fl_core.schemes.base import Dense, Inverting, Plan
+
+
+@dataclass(frozen=True)
+class Gbma(Dense):
+    """Gradient-based multiple access (Sery, Cohen, arXiv 1908.07463, equations 7-9): x = sqrt(E) e^{-j arg h} u.
+
+    The server takes y/(s mu_h). The spread of |h| and the noise both remain, the noise as 1/(s^2 mu_h^2 SNR).
+    """
+
+    name: ClassVar[str] = "gbma"
+
+
+@dataclass(frozen=True)
+class TruncatedInversion(Inverting):
+    """Broadband analog aggregation (Zhu, Wang, Huang, arXiv 1812.11494): aligned amplitudes, silence in deep fades.
+
+    A client takes part with probability e^{-threshold} under Rayleigh fading; the server divides by the expected
+    number of those who do, which keeps the mean unbiased. What a silent client had to say is lost.
+    """
+
+    name: ClassVar[str] = "truncated-inversion"
+
+
+@dataclass(frozen=True)
+class Cotaf(Inverting):
+    """COTAF (Sery, Shlezinger, Cohen, Eldar, arXiv 2009.12787, equations 9-12): x = sqrt(p_t) u, aligned channels.
+
+    ``p_t = P M / max_i E||u_i||^2`` is agreed in advance. Updates shrink with the outer rate, so with ``update_norm`` U
+    the amplitude is sqrt(M)/(U eta_t) and the noise on the mean falls as eta_t^2. It is never more than the energies of
+    the round allow, so a radio is safe from an optimistic U.
+    """
+
+    name: ClassVar[str] = "cotaf"
+
+    def scale(self, norms_squared: Iterable[float], plan: Plan) -> float:
+        """Return the amplitude agreed for this round, at most what its energies allow."""
+        allowed = power_scale(norms_squared, self.symbols, self.limit())
+        if self.options.update_norm is None:
+            return allowed
+        return min(allowed, math.sqrt(self.limit() * self.symbols) / (self.options.update_norm * plan.eta))
