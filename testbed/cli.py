@@ -228,9 +228,77 @@ def ether(
         plutos.stop()
 
 
+@app.command(epilog="Examples: [bold]testbed devices[/]; [bold]testbed devices --lab lab.toml --toml >> lab.toml[/]")
+def devices(
+    lab: LabFile = None,
+    settings: Settings = None,
+    recordings: Annotated[Path, typer.Option(help="Folder whose recordings (*.sigmf-meta) to list.")] = Path(),
+    as_toml: Annotated[bool, typer.Option("--toml", help="Print [[nodes]] tables to paste into lab.toml.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the radios that can be seen from here: attached ones, those of a lab's simulated air, and recordings.
+
+    With [bold]--lab[/] the simulated radios of that lab are listed too, by the URI that opens them while
+    [bold]testbed ether[/] runs. Nothing is tuned and nothing radiates.
+    """
+    from testbed.config import load_lab
+    from testbed.devices import look, table, to_toml
+
+    room = load_lab(lab, settings or []) if lab is not None or settings else None
+    seen = look(room, recordings)
+    if as_json:
+        print(json.dumps(seen.as_json(), indent=1))
+        return
+    if as_toml:
+        print(to_toml(seen.radios, room), end="")
+    else:
+        print(table(seen.radios))
+    for line in (*(f"warning: {text}" for text in seen.warnings), *(f"note: {text}" for text in seen.notes)):
+        print(line, file=sys.stderr)
+
+
+@app.command(
+    epilog="Example: [bold]testbed sweep examples/paper/snr.toml --workers 2[/]. Killed? Type the same line again: "
+    "finished points are not repeated."
+)
+def sweep(
+    file: Annotated[Path, typer.Argument(help="Sweep file: an experiment, a grid of settings, a figure.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of all points.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: sweeps/NAME-OF-FILE.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes on this machine.")] = 1,
+    memory_mb: Annotated[
+        int | None, typer.Option(min=64, help="Memory of each worker. Default: its share of what is free.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler to use instead, e.g. tcp://10.0.0.1:8786.")
+    ] = None,
+) -> None:
+    """Run a grid of experiments on the symbol-level channel, without radios: one table, one figure."""
+    from rich.console import Console
+
+    from testbed.sweep import plan_sweep
+    from testbed.sweep import sweep as compute
+    from testbed.terminal import SweepBar
+
+    plan = plan_sweep(file, settings or [])
+    folder = out or Path("sweeps") / plan.name
+    with _interruptible(), SweepBar(Console()) as bar:
+        table = compute(
+            plan, folder, workers=workers, memory_mb=memory_mb, scheduler=scheduler, report=bar, say=bar.say
+        )
+    from testbed.figures import draw, summary
+
+    text = summary(plan, table)
+    (folder / "summary.md").write_text(text, encoding="utf-8")
+    draw(plan, table, folder / "figure.png")
+    print(f"{text}\n{_short(folder.absolute())}: table.csv, table.jsonl, summary.md, figure.png")
+
+
 @app.command(epilog="Example: [bold]testbed doctor --lab lab.toml --json[/]")
 def doctor(lab: LabFile = None, settings: Settings = None, runs: Runs = Path("runs"), as_json: AsJson = False) -> None:
-    """Check this machine: packages, libraries, ports, keys, disk. Each line that is not green names the remedy."""
+    """Check this machine: packages, libraries, USB, ports, keys, disk. A line that is not green names the remedy."""
     from testbed.config import load_lab
     from testbed.doctor import examine
 
