@@ -198,7 +198,7 @@ class Block:
         begin = self._begin(self._buffer._buffer)
         if begin != self._address:
             self._address = begin
-            self._view = np.frombuffer(self._type.from_address(begin), np.int16).reshape(-1, 2)
+            self._view = np.ctypeslib.as_array(self._type.from_address(begin)).reshape(-1, 2)
         return self._view
 
 

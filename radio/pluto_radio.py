@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -38,6 +38,7 @@ REMEDY = "check cable, power and USB port; the radio comes back by itself"
 _OPEN: weakref.WeakSet[PlutoRadio] = weakref.WeakSet()
 
 
+@runtime_checkable
 class Device(Protocol):
     """What a Pluto offers behind its library; muted when it is made."""
 

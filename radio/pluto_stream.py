@@ -1,4 +1,4 @@
-"""Two streams that never stop, as two sample counters: blocks in, blocks out, losses found by counting; knows no device.
+"""Two streams that never stop, as two sample counters, with losses found by counting; knows no device.
 
 Zeros are sent for ever, and a burst is written into the block that its index falls into. The two counters then differ
 by a constant for as long as no sample is lost.
@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Complex64, Int16
@@ -27,6 +27,7 @@ PACE_WINDOW_S = 1.0
 SETTLE_S = 0.5  # a stream that starts fills its queue first
 
 
+@runtime_checkable
 class Port(Protocol):
     """One direction of DMA: a block of memory, and the wait for the device to fill or take it."""
 

@@ -91,7 +91,7 @@ class RxRing:
             self._ready.notify_all()
 
     def restart(self, index: int, seam: bool = True) -> None:
-        """Go on at ``index`` with an empty ring; the next capture carries the ``seam`` as ``lost``, wherever it starts."""
+        """Go on at ``index`` with an empty ring; the next capture carries a ``seam`` as ``lost`` wherever it starts."""
         with self._ready:
             if seam:
                 self._seams.append(StreamEvent("lost", self._newest, max(0, index - self._newest)))
