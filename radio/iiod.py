@@ -23,6 +23,7 @@ WRITE_LIMIT = 1 << 20
 BLOCK_LIMIT = 1 << 26  # bytes of one block that the kernel of a Pluto would still find memory for
 RETRY_S = 0.05  # how long a buffer that is just being closed on another socket may still be in the way
 POLL_S = 0.05  # how soon a client that went away is noticed
+FAILURES = (OSError, RadioError)
 
 _DTD = """<!DOCTYPE context [
 <!ELEMENT context (device | context-attribute)*>
@@ -208,19 +209,17 @@ class Connection:
         except asyncio.LimitOverrunError:
             self.writer.write(b"%d\n" % -errno.EINVAL)
             return False
-        words = line.decode("latin-1").split()
+        words = [word.decode("latin-1") for word in line.split()]
         if not words:
             return True
         if words in (["EXIT"], ["QUIT"]):
             return False
         try:
             reply = await self._run(words)
-        except RadioRefused:
-            reply = -errno.EINVAL
-        except RadioError:
-            reply = -errno.EIO
-        except OSError as error:
-            reply = -(error.errno or errno.EIO)
+        except ConnectionError:
+            raise  # the client left, nobody is answered
+        except FAILURES as error:
+            reply = _code(error)
         if reply is not None:
             self.writer.write(b"%d\n" % reply)
         return True
@@ -401,11 +400,18 @@ class Connection:
         return size - left
 
 
+def _code(error: Exception) -> int:
+    """Give the number that stands for a failure."""
+    if isinstance(error, OSError):
+        return -(error.errno or errno.EIO)
+    return -errno.EINVAL if isinstance(error, RadioRefused) else -errno.EIO
+
+
 def _packed(attribute: Attribute) -> bytes:
     try:
         value = attribute.read().encode() + b"\0"
-    except OSError as error:
-        return struct.pack(">i", -(error.errno or errno.EIO))
+    except FAILURES as error:
+        return struct.pack(">i", _code(error))
     return struct.pack(">i", len(value)) + value + bytes(-len(value) % 4)
 
 
