@@ -22,7 +22,8 @@ from radio.errors import TestbedError
 from radio.ofdm import PROFILES as WAVEFORMS
 from radio.ofdm import capacity
 from radio.presets import PRESETS, EtherOptions, RadioEffects
-from radio.safety import PROFILES as SAFETY
+from radio.regions import MIN_CONDUCTED_DB
+from radio.regions import PROFILES as SAFETY
 from testbed import messages
 from testbed.cli import app
 from testbed.config import Experiment, Lab
@@ -70,21 +71,6 @@ AIR = {
     "interferer_duty": "share of time that it is on the air",
     "interferer_burst_s": "length of one of its bursts",
     "interferer_bandwidth_hz": "width of its chirp",
-}
-SAFETY_WORDS = {
-    "safety.name": "Name of the profile, for the audit.",
-    "safety.version": "Version of the profile, for the audit.",
-    "safety.bands": "Allowed bands; what is not listed is denied.",
-    "safety.bands.N.low_hz": "Lower edge.",
-    "safety.bands.N.high_hz": "Upper edge.",
-    "safety.bands.N.eirp_dbm": "Largest radiated power (EIRP).",
-    "safety.bands.N.duty_cycle": "Largest share of time on air.",
-    "safety.guard_hz": "Distance to keep from the edges of a band.",
-    "safety.conducted": "Radios are joined by cables through at least attenuation_db.",
-    "safety.antenna_gain_dbi": "Gain of the antenna.",
-    "safety.cable_loss_db": "Loss between radio and antenna.",
-    "safety.max_burst_s": "Longest burst.",
-    "safety.duty_window_s": "Time over which the duty cycle is counted.",
 }
 
 
@@ -174,7 +160,7 @@ def rows_of(model: type[BaseModel], prefix: str = "") -> list[tuple[str, FieldIn
     rows: list[tuple[str, FieldInfo, str]] = []
     for name, field in model.model_fields.items():
         key = prefix + name
-        words = field.description or SAFETY_WORDS.get(key) or AIR.get(name, "")
+        words = field.description or AIR.get(name, "")
         inner, many = _model_of(field.annotation)
         if inner is EtherOptions:
             rows.append((key, field, words))
@@ -252,7 +238,7 @@ def safety() -> str:
     rows = []
     for name, profile in SAFETY.items():
         for band in profile.bands:
-            mode = f"cables, {profile.attenuation_db:g} dB declared" if profile.conducted else "antenna"
+            mode = f"cables, {MIN_CONDUCTED_DB:g} dB or more declared" if profile.conducted else "antenna"
             duty = "not applied" if profile.conducted else f"{100 * band.duty_cycle:g} %"
             span = f"{band.low_hz / 1e6:g}-{band.high_hz / 1e6:g} MHz"
             rows.append((f"`{name}`", mode, span, f"{band.eirp_dbm:g} dBm", duty, f"{profile.guard_hz / 1e3:g} kHz"))

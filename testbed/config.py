@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fl_core.options import DataOptions, LearnOptions, ModelOptions, SchemeOptions
 from radio.errors import ConfigError
 from radio.presets import PRESETS, EtherOptions, preset
-from radio.safety import PROFILES, SafetyProfile
+from radio.regions import PROFILES, SafetyProfile, read_region
 from testbed import toml
 from testbed.problems import VIRTUAL, ConfigProblems, check, explain, raise_all, suggest
 
@@ -34,6 +34,7 @@ __all__ = [
     "ServerEntry",
     "WaveformOptions",
     "load",
+    "load_experiment",
     "load_lab",
     "round_seed",
     "starter",
@@ -105,7 +106,7 @@ class Lab(Section):
     heartbeat: Heartbeat = Field(default_factory=Heartbeat, description="Tolerated silence.")
     safety: SafetyProfile = Field(
         description="What radios may transmit: the name of a profile, or a [safety] table. A table with the name of a "
-        "known profile takes from it whatever it does not set itself."
+        "known profile takes from it whatever it does not set itself; so does one with the file of a profile."
     )
     ether_port: Port = Field(default=5700, description="TCP port of the simulated air; 0: the launcher picks one.")
     iiod_port: Port = Field(
@@ -305,6 +306,15 @@ def load_lab(lab: Path | None = None, overrides: Sequence[str] = ()) -> Lab:
     return room
 
 
+def load_experiment(experiment: Path | None = None) -> Experiment:
+    """Read an experiment alone, as a simulation without radios does; None: the built-in one."""
+    problems: list[ConfigError] = []
+    plan = _build(Experiment, "experiment.toml", experiment, {}, "", problems)
+    raise_all(problems)
+    assert isinstance(plan, Experiment)
+    return plan
+
+
 def _split(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Sort ``a.b=text`` into those of the lab (prefix removed) and those of the experiment."""
     lab: dict[str, str] = {}
@@ -365,6 +375,9 @@ def _read(default: Literal["lab.toml", "experiment.toml"], path: Path | None) ->
         keys = table.get("keys", "keys")
         if isinstance(keys, str) and keys:
             table["keys"] = str((path.parent / keys).absolute())
+        safety = table.get("safety")
+        if isinstance(safety, dict) and isinstance(safety.get("file"), str):
+            table["safety"] = {**read_region(path.parent / safety.pop("file")), **safety}
     else:
         data = table.get("data")
         if isinstance(data, dict) and isinstance(data.get("folder"), str):

@@ -30,6 +30,7 @@ from radio.errors import LinkError, RadioRefused, TestbedError
 from radio.loopback import RemoteEther
 from radio.safety import Audit, Emission, SafeRadio, SafetyProfile
 from radio.wire import make_error
+from testbed.checkpoint import disk_errors
 
 __all__ = ["ALLOWANCE_S", "BEAT_S", "Guard", "main", "open_guarded"]
 
@@ -134,7 +135,7 @@ def _emissions(path: Path) -> Audit:
 
 
 def _append(path: Path, content: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    with disk_errors(path, "write"), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(content) + "\n")
 
 

@@ -178,6 +178,9 @@ def check(
         wrong(
             lab_source, "simulated radios, but no [ether] table", "add an [ether] table, for example with snr_db = 20"
         )
+    elif lab.ether is None and lab.safety.conducted and lab.safety.attenuation_db is None:
+        text = f"safety {lab.safety.name!r} is for cables, and their attenuation is not declared"
+        wrong(lab_source, text, "write [safety] attenuation_db = the least attenuation between two radios, in dB")
     if lab.virtual_plutos and len(lab.virtual_plutos) < len(uris):
         wrong(
             lab_source,

@@ -118,7 +118,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     lab = load(None, None, TWO).lab
     assert lab.ether is not None
     warm(lab.ether, lab.radio_names)  # so that the compiler has nothing left to write
-    code, line, _ = user(tmp_path, "run", *sets([*TWO, "model.hidden=[512]"]), most_bytes=40_000)
+    code, line, _ = user(tmp_path, "run", *sets([*TWO, "model.hidden=[512]"]), most_bytes=120_000)
     assert code == 7 and line.startswith("error[run]: ")
     assert "cannot write: File too large -> free some space" in line and "round-000000" in line
     assert [event["kind"] for event in read_events(tmp_path / "runs" / "1" / "events.jsonl")][-1] == "run-finished"

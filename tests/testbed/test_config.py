@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from radio.errors import ConfigError
 from radio.ofdm import PROFILES
 from testbed import toml
-from testbed.config import ConfigProblems, Experiment, Lab, load, load_lab, starter
+from testbed.config import ConfigProblems, Experiment, Lab, Pair, load, load_lab, starter
 
 
 def write(folder: Path, lab: str | None = None, experiment: str | None = None) -> Path:
@@ -163,7 +163,36 @@ def test_a_safety_profile_is_named_or_adjusted(tmp_path: Path) -> None:
     lab.write_text('[safety]\nname = "us-15.249"\nantenna_gain_dbi = 3.0\n[server]\nradio = "pluto:usb:2"\n' + rows)
     safety = load_lab(lab).safety
     assert safety.antenna_gain_dbi == 3.0 and safety.band_of(915e6, 1e6) is not None and not safety.conducted
-    lab.write_text('[server]\nradio = "pluto:usb:2"\n' + rows)
+    head = '[server]\nradio = "pluto:usb:2"\n'
+    for safety, words in (
+        (
+            '[safety]\nname = "us-15.249"\nbands = [{ low_hz = 900e6, high_hz = 928e6, eirp_dbm = -1.25 }]\n',
+            "is wider than",
+        ),
+        ('[safety]\nname = "us-15.249"\nversion = 2\n', "is version 1 in this release, not 2"),
+        ('[safety]\nname = "conducted"\n', "is for cables, and their attenuation is not declared"),
+        ('[safety]\nname = "conducted"\nattenuation_db = 30.0\n', "at least 40, not 30"),
+        ('[safety]\nfile = "mine.toml"\n', "mine.toml: cannot be read"),
+    ):
+        lab.write_text(safety + head + rows)
+        with pytest.raises(ConfigError, match=words):
+            load_lab(lab)
+    mine = (
+        'name = "jp"\nversion = 3\nlicence = "rule 1"\nbands = [{ low_hz = 920e6, high_hz = 928e6, eirp_dbm = 3.0 }]\n'
+    )
+    lab.write_text('[safety]\nfile = "mine.toml"\ncable_loss_db = 2.0\n' + head + rows)
+    for version, words in ((1, ""), (2, r"mine.toml: profile 'jp' is of format 2, this release reads 1")):
+        (tmp_path / "mine.toml").write_text(f"format = {version}\n{mine}")
+        if words:
+            with pytest.raises(ConfigError, match=words):
+                load_lab(lab)
+        else:
+            own = load_lab(lab).safety
+            assert (own.name, own.version, own.licence, own.cable_loss_db) == ("jp", 3, "rule 1", 2.0)
+            (tmp_path / "whole").mkdir()
+            (tmp_path / "whole" / "lab.toml").write_text(Pair(load_lab(lab), Experiment()).resolved()["lab.toml"])
+            assert load_lab(tmp_path / "whole" / "lab.toml").safety == own  # a run folder stands alone
+    lab.write_text(head + rows)
     with pytest.raises(ConfigError, match="safety: required"):  # nothing may radiate by default
         load_lab(lab)
 
