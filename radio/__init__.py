@@ -49,7 +49,12 @@ __all__ = [
 ]
 
 GROUP = "testbed.radios"  # entry points by which other distributions add drivers
-DRIVERS: dict[str, str] = {"loopback": "radio.loopback"}  # URI scheme -> module with connect() and discover()
+DRIVERS: dict[str, str] = {  # URI scheme -> module with connect() and discover()
+    "loopback": "radio.loopback",
+    "pluto": "radio.pluto",
+    "replay": "radio.replay",
+    "usrp": "radio.usrp",
+}
 
 
 def driver_of(uri: str) -> tuple[Any, str]:

@@ -19,7 +19,7 @@ from radio.beacon import BeaconFix, acquire, track
 from radio.cycle import Cycle
 from radio.errors import LinkError
 from radio.ofdm import Profile, clip, precode, synthesise
-from radio.timeline import measure_offset
+from radio.timeline import echoes, measure_offset
 from radio.track import PhaseTracker, SlotClock
 
 Grid = Complex64[np.ndarray, "symbol bin"]
@@ -73,6 +73,8 @@ class NodeLink:
     residue_hz: float = 0.0
     epoch: int | None = None
     csi: Csi | None = None
+    sent: tuple[int, np.ndarray] | None = field(default=None, repr=False)
+    echoed: bool = False
     tracker: PhaseTracker | None = field(default=None, repr=False)
     clock: SlotClock | None = field(default=None, repr=False)
 
@@ -90,7 +92,7 @@ class NodeLink:
         self._tune(self.tuned_hz, echo=True)
         self.offset = measure_offset(self.radio, self.seed)
         self._tune(self.tuned_hz)
-        self.measured = True
+        self.measured, self.sent, self.echoed = True, None, False
 
     def _tune(self, shift_hz: float, echo: bool = False) -> None:
         """Tune by ``shift_hz`` off the downlink carrier, and by as many parts per million off the uplink's."""
@@ -214,12 +216,38 @@ class NodeLink:
         Returns:
             The radio's report (``clipped`` counts samples limited here, too), and the predicted phase error in rad.
         """
+        self._check_echo()
         for slot in range(first_slot, first_slot + cycle.before):
             self.listen(slot)
         sent = self.send(first_slot, cycle.burst_at if at is None else at, grid)
         for slot in range(first_slot + cycle.before, first_slot + cycle.beacons):
             self.listen(slot)
         return sent
+
+    def _check_echo(self) -> None:
+        """Hear the last burst through this radio's own leakage, at the place where the TX-RX offset puts it.
+
+        This comes with the next order, not with the burst: by then every other burst is on the air as well.
+
+        Raises:
+            LinkError: earlier bursts were heard there, this one was not: a stream has slipped.
+        """
+        if (
+            self.sent is None
+            or self.radio.capabilities.one_timeline
+            or self.profile.beacon_hz != self.profile.carrier_hz
+        ):
+            return
+        (start, samples), self.sent = self.sent, None
+        heard = echoes(self.radio, samples, start - self.offset)
+        if heard is False and self.echoed:
+            self.clock = self.tracker = self.csi = None
+            raise LinkError(
+                f"{self.radio.name}: the burst from TX index {start} did not echo at RX index {start - self.offset}: "
+                "a stream has slipped",
+                "the node is sounded again; if this repeats, use fewer samples per second or a faster host",
+            )
+        self.echoed = self.echoed or heard is True
 
     def send(self, slot: int, at: float, grid: Grid) -> tuple[TxReport, float]:
         """Transmit ``grid`` so that it reaches the server ``at`` server samples after the start of ``slot``.
@@ -250,6 +278,7 @@ class NodeLink:
         samples = synthesise(grid, self.profile, times) * np.exp(1j * phase_rad).astype(np.complex64)
         samples, clipped = clip(samples)
         report = self.radio.transmit(samples, first + self.offset)
+        self.sent = (report.start, samples)
         middle = self.tracker.predict(float(index[count // 2]), scale=self.scale)
         return replace(report, clipped=report.clipped + clipped), float(middle.sigma_rad)
 

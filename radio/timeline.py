@@ -17,6 +17,7 @@ LEVELS = (
 SEARCH_S = 0.08  # pipeline delay beyond the turnaround that is searched
 PEAK_OVER_MEAN = 40.0  # a noise-only search of 2^17 lags exceeds this with probability 2^17 exp(-40) = 6e-13
 PEAK_OVER_NEXT = 4.0
+ECHO_OVER_CHANCE = 30.0
 
 
 def code(seed: int) -> Complex64[np.ndarray, " sample"]:
@@ -62,6 +63,25 @@ def measure_offset(radio: Radio, seed: int) -> int:
         f"{radio.name}: no clear echo of its own burst; best peak {seen:.1f} times the mean, needed {PEAK_OVER_MEAN:g}",
         "raise rx_gain_db, lower tx_attenuation_db, and tune TX inside the receive band",
     )
+
+
+def echoes(radio: Radio, sent: Complex64[np.ndarray, " sample"], start: int) -> bool | None:
+    """Tell if a radio heard itself sending ``sent`` from RX index ``start`` on, within a sample.
+
+    The correlation at the right lag is compared with what chance gives there: a signal that is not in the capture
+    leaves an exponentially distributed power, above the limit once in 1e13.
+
+    Returns:
+        None when those samples are gone: they were received before, or left the buffer.
+    """
+    part = sent[:CODE_SAMPLES]
+    if start - 1 < radio.now():
+        return None
+    heard = radio.receive(part.size + 2, start - 1).samples
+    flat = heard - heard.mean()
+    matched = [abs(np.vdot(part, flat[lag : lag + part.size])) ** 2 for lag in range(3)]
+    chance = float(np.vdot(part, part).real) * float(np.mean(np.abs(flat) ** 2))
+    return bool(max(matched) > ECHO_OVER_CHANCE * chance)
 
 
 def _correlate(

@@ -241,7 +241,7 @@ def test_a_lost_or_repeated_block_is_noticed_and_the_node_comes_back(slip):
     cell.nodes["node-1"].slip = slip
     rng = np.random.default_rng(0)
     outcome = cell.round(random_symbols(sorted(cell.links), 1488, rng), 5)
-    assert "beacons missed in a row" in outcome.lost["node-1"]
+    assert "a stream has slipped" in outcome.lost["node-1"]
     assert len(outcome.aggregate.verdict.nodes) == 3 and outcome.aggregate.verdict.action == "accept"
     with pytest.raises(LinkError, match="not locked"):
         node.listen(0)
