@@ -257,7 +257,8 @@ def test_a_recording_by_another_program_can_be_replayed(tmp_path: Path) -> None:
 @pytest.fixture
 def player(tmp_path: Path) -> Iterator[tuple[SafeRadio, list[Emission]]]:
     log: list[Emission] = []
-    with SafeRadio(connect(str(recorded(tmp_path, (0, 9000))), None), PROFILES["conducted"], log.append) as guarded:
+    safety = PROFILES["conducted"].model_copy(update={"attenuation_db": 60.0})
+    with SafeRadio(connect(str(recorded(tmp_path, (0, 9000))), None), safety, log.append) as guarded:
         yield guarded, log
 
 
