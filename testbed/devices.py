@@ -137,7 +137,7 @@ def to_toml(seen: Sequence[Discovered], lab: Lab | None = None) -> str:
     if lab is not None:
         names = {"server", *(entry.name for entry in lab.nodes)}
         taken = {*map(lab.radio_uri, names), lab.server.radio, *(entry.radio for entry in lab.nodes)}
-    serials = [found.serial for found in seen]
+    serials = [found.serial for found in seen if not found.uri.startswith("replay:")]
     tables = []
     for found in seen:
         uri = found.uri
