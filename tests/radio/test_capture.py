@@ -296,12 +296,16 @@ def test_replay_ends_with_numbers_and_can_go_on_with_what_is_left(player: tuple[
 def test_what_a_replay_sends_is_checked_counted_and_written_down(player: tuple[SafeRadio, list[Emission]]) -> None:
     radio, log = player
     radio.configure(CONFIG)
+
+    def tone(count: int) -> np.ndarray:
+        return np.full(count, 0.01, np.complex64)
+
     early = radio.earliest()
     assert early == START + 3000
-    assert radio.transmit(0.01 * samples(500), early + 100).start == early + 100
+    assert radio.transmit(tone(500), early + 100).start == early + 100
     assert radio.earliest() == early + 600
     with pytest.raises(TooLate) as caught:
-        radio.transmit(samples(10), early + 580)
+        radio.transmit(tone(100), early + 580)
     assert caught.value.late_samples == 20
     with pytest.raises(UnsafeTransmit):
         radio.transmit(np.zeros(2_000_000, np.complex64))
