@@ -81,11 +81,12 @@ class Echo:
 
     def __init__(self) -> None:
         self._blocks: deque[IQ] = deque()
-        self._endless = False
+        self._cyclic = False
+        self._at = 0  # in the first block
 
     def begin(self, buffers: int, cyclic: bool) -> None:
         """Start a transmission."""
-        self._blocks, self._endless = deque(maxlen=buffers), cyclic
+        self._blocks, self._cyclic, self._at = deque(maxlen=buffers), cyclic, 0
 
     def put(self, samples: IQ) -> None:
         """Take what was sent, 16-bit values."""
@@ -93,16 +94,16 @@ class Echo:
 
     def take(self, count: int) -> IQ:
         """Give the next ``count`` samples, 12-bit values, zeros where nothing was sent."""
-        parts, missing = [], count
-        while missing and self._blocks:
-            block = self._blocks.popleft()
-            parts.append(block[:missing])
-            if len(block) > missing:
-                self._blocks.appendleft(block[missing:])
-            if self._endless:
-                self._blocks.append(block[:missing])
-            missing -= len(parts[-1])
-        return np.concatenate([*parts, np.zeros((missing, 2), np.int16)])
+        out, done = np.zeros((count, 2), np.int16), 0
+        while done < count and self._blocks:
+            part = self._blocks[0][self._at : self._at + count - done]
+            out[done : done + len(part)] = part
+            done, self._at = done + len(part), self._at + len(part)
+            if self._at == len(self._blocks[0]):
+                self._at = 0
+                if not self._cyclic:
+                    self._blocks.popleft()
+        return out
 
 
 class Core:

@@ -75,7 +75,7 @@ class VirtualPluto:
             for writer in self._clients:
                 writer.transport.abort()
             while self._clients:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)  # each notices within its poll
 
 
 class VirtualPlutos:

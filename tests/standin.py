@@ -1,4 +1,4 @@
-"""A radio in memory with the queues of a Pluto and no air behind it, and a client that speaks to its server in lines."""
+"""A radio in memory with the queues of a Pluto, no air behind it, and a client that speaks to its server in lines."""
 
 from __future__ import annotations
 
