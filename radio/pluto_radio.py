@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -186,7 +186,8 @@ class PlutoRadio:
                 value = ATTENUATION_STEP_DB * round(value / ATTENUATION_STEP_DB)
             silent = setting == "tx_attenuation_db" and self._muted
             taken[setting] = value if silent else device.set(setting, value)
-        self._asked, self._taken = wanted, RadioConfig(**taken)
+        self._asked = wanted if asked is None else replace(asked, **changed)
+        self._taken = RadioConfig(**taken)
         if self._streams is None:
             self._run(device, 0, 0, seam=False)
         elif changed:
@@ -345,6 +346,8 @@ class PlutoRadio:
             gone = round((time.monotonic() - at_s) * taken.rate_hz)
             self._run(device, index + gone, head + gone, seam=True)
         except (RadioError, OSError):
+            return False
+        if self._closing.wait(STALL_S) or self._ring.newest == index + gone:  # it answers, but nothing flows yet
             return False
         self._fault = ""
         return True

@@ -1,0 +1,537 @@
+"""The Pluto driver through real libiio against virtual Plutos in another process, and before a fake device."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import parts
+import pytest
+from pluto_air import PlutoAir
+
+import radio
+from radio import pluto
+from radio.base import RadioConfig, Tier
+from radio.errors import ConfigError, RadioError, RadioNotFound, RadioRefused, TooLate
+from radio.pluto_radio import PlutoRadio
+from radio.timeline import code, measure_offset
+
+CONFIG = RadioConfig(1e6, 915e6, 915e6, 1e6, 40.0, 10.1)
+BLOCK = 4096
+IDEAL = {"self_leak_db": -55.0, "seed": 3, "snr_db": 60.0}
+
+
+def wave(count: int, size: float = 0.1, turns: float = 0.05) -> np.ndarray:
+    return (size * np.exp(2j * np.pi * turns * np.arange(count))).astype(np.complex64)
+
+
+# --- what needs no library ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rest", "wanted"),
+    [
+        ("usb:1.5.5", pluto.Address("usb:1.5.5", "", False, 4096, 4)),
+        ("ip:192.168.2.1", pluto.Address("ip:192.168.2.1", "", False, 4096, 4)),
+        ("ip:127.0.0.1:50901?block=8192&buffers=8", pluto.Address("ip:127.0.0.1:50901", "", False, 8192, 8)),
+        ("serial=1044abc?reference=external", pluto.Address("", "1044abc", True, 4096, 4)),
+    ],
+)
+def test_addresses(rest, wanted):
+    assert pluto.address(rest) == wanted
+
+
+@pytest.mark.parametrize("rest", ["", "usb", "serial=", "ip:", "ip:a?block=9", "ip:a?speed=1", "ip:a?reference=gps"])
+def test_wrong_addresses_are_refused(rest):
+    with pytest.raises(ConfigError, match="no address of a Pluto"):
+        pluto.address(rest)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "remedy"),
+    [
+        ("raise ImportError('No module named adi')", "pip install pyadi-iio 'pylibiio>=0.25,<1'"),
+        ("raise AttributeError('undefined symbol: iio_get_backends_count')", "libiio0"),
+        ("raise OSError('libiio.so.0: cannot open shared object file')", "libiio0"),
+    ],
+)
+def test_a_missing_library_is_one_clear_error(tmp_path, monkeypatch, trouble, remedy):
+    for name in ("iio", "adi"):
+        (tmp_path / f"{name}.py").write_text(trouble)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(RadioNotFound) as caught:
+        pluto.connect("ip:127.0.0.1:1", None)
+    assert remedy in caught.value.remedy
+    assert pluto.discover() == []
+    for name in ("iio", "adi"):
+        sys.modules.pop(name, None)
+
+
+class FakePort:
+    def __init__(self, device):
+        self.device, self.block, self.count, self.cancelled = device, np.zeros((BLOCK, 2), np.int16), 0, False
+
+    def refill(self):
+        while self.device.stands and not self.cancelled:
+            time.sleep(1e-3)
+        if self.device.gone or self.cancelled:
+            raise OSError(19, "No such device")
+        time.sleep(BLOCK / 1e6)
+        self.block[:] = self.device.level
+        self.count += 1
+
+    push = refill
+
+    def cancel(self):
+        self.cancelled = True
+
+    def samples(self):
+        return self.block
+
+
+class FakeDevice:
+    serial, driver, tier = "1044fake", "fake", Tier.P0
+
+    def __init__(self, log):
+        self.log, self.gone, self.stands, self.level, self.sticks = log, False, False, 1, False
+
+    def _say(self, *words):
+        if self.gone:
+            raise OSError(19, "No such device")
+        self.log.append(words)
+
+    def mute(self):
+        self._say("mute")
+
+    def unmute(self, attenuation_db):
+        if self.sticks:
+            raise RadioError("the transmitter does not come up", "switch it off and on")
+        self._say("unmute", attenuation_db)
+
+    def limits(self):
+        return {
+            "rate_hz": (521e3, 61.44e6), "rx_hz": (325e6, 3.8e9), "tx_hz": (325e6, 3.8e9),
+            "bandwidth_hz": (2e5, 4e7), "rx_gain_db": (-1.0, 73.0), "tx_attenuation_db": (0.0, 89.75),
+        }  # fmt: skip
+
+    def manual_gain(self):
+        self._say("manual gain")
+
+    def set(self, setting, value):
+        self._say(setting, value)
+        return value + (1.0 if setting == "rx_hz" else 0.0)  # a synthesiser has steps
+
+    def blocks(self, block, buffers):
+        self._say("blocks", block, buffers)
+        return FakePort(self), FakePort(self)
+
+
+@pytest.fixture
+def fake() -> Iterator[tuple[PlutoRadio, list[FakeDevice], list]]:
+    devices, log = [], []
+
+    def reopen(serial):
+        if devices and devices[-1].gone == "for good":
+            raise RadioNotFound("nothing there")
+        log.append(("open", serial))
+        devices.append(FakeDevice(log))
+        return devices[-1]
+
+    opened = PlutoRadio(reopen, BLOCK, 4)
+    yield opened, devices, log
+    opened.close()
+
+
+def test_settings_are_made_in_order_and_read_back(fake):
+    opened, _, log = fake
+    taken = opened.configure(CONFIG)
+    assert taken == RadioConfig(1e6, 915e6, 915e6 + 1, 1e6, 40.0, 10.0)  # a step of the LO, and of the attenuator
+    assert log == [
+        ("open", ""), ("manual gain",), ("rate_hz", 1e6), ("bandwidth_hz", 1e6), ("rx_hz", 915e6), ("tx_hz", 915e6),
+        ("rx_gain_db", 40.0), ("blocks", 4096, 4),
+    ]  # fmt: skip
+    log.clear()
+    for same in (CONFIG, taken):
+        assert opened.configure(same) == taken
+    assert log == []
+    opened.configure(RadioConfig(1e6, 915e6, 915e6 + 1, 1e6, 41.0, 10.0))
+    assert log == [("rx_gain_db", 41.0)]
+    log.clear()
+    opened.configure(RadioConfig(2e6, 915e6, 915e6, 1e6, 41.0, 10.0))
+    assert log == [("rate_hz", 2e6), ("blocks", 4096, 4)]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"rate_hz": 5e5}, "rate_hz 500000 is outside 521000 to 6.144e\\+07"),
+        ({"tx_hz": 3e8}, "tx_hz 3e\\+08 is outside 3.25e\\+08"),
+        ({"rx_gain_db": 1000.0}, "rx_gain_db 1000 is outside -1 to 73"),
+        ({"tx_attenuation_db": 90.0}, "tx_attenuation_db 90 is outside 0 to 89.75"),
+    ],
+)
+def test_what_the_device_cannot_do_is_refused_before_anything_changes(fake, change, text):
+    opened, _, log = fake
+    taken = opened.configure(CONFIG)
+    log.clear()
+    with pytest.raises(RadioRefused, match=text):
+        opened.configure(RadioConfig(**{**vars(CONFIG), **change}))
+    assert log == [] and opened.configure(CONFIG) == taken
+
+
+def test_a_changed_setting_discards_blocks_received_before_it(fake):
+    opened, devices, _ = fake
+    opened.configure(CONFIG)
+    opened.receive(BLOCK)
+    devices[0].level = 2
+    opened.configure(RadioConfig(**{**vars(CONFIG), "rx_gain_db": 50.0}))
+    assert opened.newest() >= opened.now()
+    got = opened.receive(BLOCK)
+    assert (got.samples.real * 2048 == 2).all() and got.events == ()
+
+
+def test_transmit_brings_the_transmitter_up_once_and_only_when_in_time(fake):
+    opened, devices, log = fake
+    opened.configure(CONFIG)
+    log.clear()
+    with pytest.raises(TooLate):
+        opened.transmit(wave(10), -5)
+    assert log == []
+    opened.transmit(wave(10))
+    opened.transmit(wave(10))
+    opened.mute()
+    opened.transmit(wave(10))
+    assert log == [("unmute", 10.0), ("mute",), ("unmute", 10.0)]
+    opened.mute()
+    devices[0].sticks = True
+    before = opened.earliest()
+    with pytest.raises(RadioError, match="does not come up"):
+        opened.transmit(wave(100_000))
+    assert opened.earliest() < before + 100_000  # nothing was queued
+
+
+@pytest.mark.realtime
+@pytest.mark.parametrize("how", ["gone", "stands"])
+def test_it_comes_back_by_itself(fake, how):
+    opened, devices, log = fake
+    taken = opened.configure(CONFIG)
+    opened.transmit(wave(10))
+    start = opened.receive(BLOCK).start
+    log.clear()
+    begin = time.monotonic()
+    setattr(devices[0], how, True)
+    with pytest.raises(RadioError, match="the stream stopped at RX index"):
+        opened.receive(1 << 22)
+    assert time.monotonic() - begin < 1.5
+    for _ in range(3):
+        with pytest.raises(RadioError, match="the stream stopped at RX index"):
+            opened.transmit(wave(10))
+    while time.monotonic() - begin < 10.0:
+        try:
+            got = opened.receive(BLOCK)
+            break
+        except RadioError:
+            time.sleep(0.05)
+    assert [event.kind for event in got.events] == ["lost"]
+    assert log[:2] == [("open", "1044fake"), ("manual gain",)] and ("rx_gain_db", 40.0) in log
+    assert got.start - start == pytest.approx((time.monotonic() - begin) * 1e6, abs=0.3e6)  # about the wall clock
+    assert opened.configure(CONFIG) == taken
+    log.clear()
+    opened.transmit(wave(10))  # it came back muted
+    assert log == [("unmute", 10.0)]
+
+
+def test_a_radio_that_stays_away_can_still_be_closed(fake):
+    opened, devices, _ = fake
+    opened.configure(CONFIG)
+    devices[0].gone = "for good"
+    time.sleep(0.5)
+    with pytest.raises(RadioError, match="No such device"):
+        opened.receive(1)
+    begin = time.monotonic()
+    opened.close()
+    assert time.monotonic() - begin < 2.0
+
+
+def test_another_pluto_under_the_same_number_is_not_taken(monkeypatch):
+    plugged = {"usb:1.5.5": "aaa", "usb:1.7.5": "bbb"}
+    asked = []
+
+    class Opened(pluto.Device):
+        def __init__(self, where):
+            uri = where.uri or next(uri for uri, serial in plugged.items() if serial == where.serial)
+            asked.append(uri)
+            self.serial = plugged[uri]
+
+    monkeypatch.setattr(pluto, "Device", Opened)
+    assert pluto.reopen(pluto.address("usb:1.5.5"), "bbb").serial == "bbb"
+    assert asked == ["usb:1.5.5", "usb:1.7.5"]
+
+
+# --- through libiio ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def air() -> Iterator[PlutoAir]:
+    made = PlutoAir(2, "ideal", **IDEAL)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pair(air) -> Iterator[list[PlutoRadio]]:
+    opened = [pluto.connect(uri, None) for uri in air.uris]
+    yield opened
+    for each in opened:
+        each.close()
+
+
+def through_libiio(test):
+    return parts.libiio(pytest.mark.realtime(test))
+
+
+def arrival(samples: np.ndarray, sent: np.ndarray) -> int:
+    """Where ``sent`` starts in ``samples``."""
+    return int(np.argmax(np.abs(np.correlate(samples, sent, "valid"))))
+
+
+@through_libiio
+def test_it_opens_muted_and_mutes_again(air, pair):
+    first = pair[0]
+    told = first.capabilities
+    assert told.serial == "1044" + 28 * "0" and told.tier is Tier.P0 and told.real_time and not told.one_timeline
+    assert not air.ask(0, "powered") and air.ask(0, "config")["tx_attenuation_db"] == 89.75
+    assert first.configure(CONFIG).tx_attenuation_db == 10.0
+    assert not air.ask(0, "powered") and air.ask(0, "config")["tx_attenuation_db"] == 89.75
+    for _ in range(2):
+        first.transmit(wave(100))
+        assert air.ask(0, "powered") and air.ask(0, "config")["tx_attenuation_db"] == 10.0
+        first.mute()
+        assert not air.ask(0, "powered") and air.ask(0, "config")["tx_attenuation_db"] == 89.75
+
+
+@through_libiio
+def test_settings_reach_the_device_and_are_read_back(air, pair):
+    taken = pair[0].configure(CONFIG)
+    told = air.ask(0, "config")
+    assert {**vars(taken), "tx_attenuation_db": 89.75} == told
+    assert taken == RadioConfig(1e6, 915e6, 915e6, 1e6, 40.0, 10.0) and air.ask(0, "manual_gain")
+    faster = pair[0].configure(RadioConfig(3e6, 868e6, 868.3e6, 2e6, 20.0, 3.25))
+    assert faster.rate_hz == pytest.approx(3e6, abs=2) and air.ask(0, "config")["rx_gain_db"] == 20.0
+    assert pair[0].receive(10_000).rate_hz == faster.rate_hz
+    with pytest.raises(RadioRefused, match=r"rx_hz 4e\+09 is outside 3.25e\+08 to 3.8e\+09"):
+        pair[0].configure(RadioConfig(1e6, 915e6, 4e9, 1e6, 40.0))
+
+
+@through_libiio
+def test_bursts_arrive_on_their_index_and_at_their_level(air, pair):
+    sender, hearer = pair
+    taken = [each.configure(CONFIG) for each in pair]
+    offset = measure_offset(sender, 1)
+    assert measure_offset(sender, 2) == offset
+    sent, apart = code(5)[:1500], set()
+    for gap in (1, 4095, 5000, 12_345):
+        begin = sender.newest(), hearer.newest()
+        start = sender.earliest() + 2 * BLOCK + gap
+        assert sender.transmit((0.1 * sent).astype(np.complex64), start).start == start
+        own = sender.receive(65_536, begin[0])
+        assert own.start + arrival(own.samples, sent) == start - offset
+        far = hearer.receive(65_536, begin[1])
+        at = arrival(far.samples, sent)
+        apart.add(far.start + at - start)
+        level = abs(np.vdot(sent, far.samples[at : at + len(sent)])) / len(sent)
+        assert own.events == far.events == () and own.clipped == far.clipped == 0
+        wanted = 0.1 * air.ask(0, "amplitude", 1, start)
+        assert 20 * np.log10(level / wanted) == pytest.approx(0.0, abs=0.1)
+    assert len(apart) == 1
+    assert taken[0].tx_attenuation_db == 10.0
+
+
+@through_libiio
+def test_rails_are_counted_on_both_ends(pair):
+    sender, hearer = pair
+    for each in pair:
+        each.configure(RadioConfig(1e6, 915e6, 915e6, 1e6, 73.0, 0.0))
+    loud = wave(20_000, 0.9)
+    loud[100:110] = 3.0 - 2.0j
+    begin = hearer.newest()
+    assert sender.transmit(loud).clipped == 10
+    heard = hearer.receive(80_000, begin)
+    assert 10_000 < heard.clipped <= 20_100
+    assert np.abs(heard.samples.view(np.float32)).max() <= 1.0
+
+
+@through_libiio
+def test_full_duplex_at_two_megasamples_has_no_gap(air):
+    both = [pluto.connect(f"{uri}?block=16384", None) for uri in air.uris]
+    turns, seconds, piece = (0.0371, 0.0437), 5, 1 << 17
+    try:
+        taken = [each.configure(RadioConfig(2e6, 915e6, 915e6, 2e6, 30.0)) for each in both]
+        begin = [each.newest() for each in both]
+        heard: list[list[np.ndarray]] = [[], []]
+        filled = [each.earliest() + 8 * 16384 for each in both]
+        first = list(filled)
+        for step in range(seconds * 2_000_000 // piece + 2):
+            for number, each in enumerate(both):
+                phase = turns[number] * np.arange(
+                    filled[number] - first[number], filled[number] - first[number] + piece
+                )
+                tone = (0.3 * np.exp(2j * np.pi * (phase % 1.0))).astype(np.complex64)
+                each.transmit(tone, filled[number])
+                filled[number] += piece
+            if step:
+                for number, each in enumerate(both):
+                    got = each.receive(piece, begin[number])
+                    assert got.events == ()
+                    begin[number] += piece
+                    heard[number].append(got.samples)
+        for number, hears in ((0, 1), (1, 0)):
+            samples = np.concatenate(heard[hears])
+            turned = samples * np.exp(-2j * np.pi * ((turns[number] * np.arange(samples.size)) % 1.0))
+            mean = turned[: turned.size // 1024 * 1024].reshape(-1, 1024).mean(axis=1)
+            on = mean[np.abs(mean) > 0.5 * np.median(np.abs(mean))][2:-2]
+            assert on.size * 1024 > (seconds - 0.5) * 2e6
+            # one sample lost or doubled would turn all that follows by 0.23 rad or more
+            assert np.abs(np.angle(on / on[0])).max() < 0.05
+        assert taken[0].rate_hz == pytest.approx(2e6, abs=2)
+    finally:
+        for each in both:
+            each.close()
+
+
+@through_libiio
+@pytest.mark.parametrize(("fault", "lasts_s"), [("unplug", 1.0), ("stall", 2.0)])
+def test_a_fault_is_told_with_its_index_and_healed(air, pair, fault, lasts_s):
+    first = pair[0]
+    first.configure(CONFIG)
+    first.transmit(wave(100))
+    first.receive(BLOCK)
+    begin = time.monotonic()
+    air.ask(0, fault, lasts_s)
+    with pytest.raises(RadioError, match=r"stopped at RX index \d+"):
+        first.receive(1 << 22)
+    assert time.monotonic() - begin < 1.5
+    with pytest.raises(RadioError, match=r"stopped at RX index \d+"):
+        first.transmit(wave(100))
+    while True:
+        try:
+            got = first.receive(BLOCK)
+            break
+        except RadioError:
+            assert time.monotonic() - begin < 10.0
+            time.sleep(0.05)
+    assert [event.kind for event in got.events] == ["lost"]
+    assert not air.ask(0, "powered") and air.ask(0, "manual_gain")
+    assert air.ask(0, "config") == {**vars(first.configure(CONFIG)), "tx_attenuation_db": 89.75}
+    measure_offset(first, 4)  # both directions work again
+    assert air.ask(0, "powered")
+
+
+@through_libiio
+def test_a_lost_block_of_the_host_is_told_by_counting(air, monkeypatch):
+    sleepy = pluto.connect(air.uris[0], None)
+    try:
+        sleepy.configure(CONFIG)
+        sleepy.receive(2_500_000)
+        refill, slept = pluto.Block.refill, []
+
+        def dozes(self):
+            if not slept:
+                slept.append(time.sleep(0.2))
+            refill(self)
+
+        monkeypatch.setattr(pluto.Block, "refill", dozes)
+        got = sleepy.receive(500_000)
+        lost = [event for event in got.events if event.kind == "lost"]
+        assert len(lost) == 1 and lost[0].count == pytest.approx(0.2e6, abs=0.05e6)
+        assert not got.samples[lost[0].index - got.start :][: lost[0].count].any()
+    finally:
+        sleepy.close()
+
+
+@through_libiio
+def test_silence_from_another_process_is_fast_and_seen_by_the_device(air):
+    owner = pluto.connect(air.uris[1], None)
+    try:
+        owner.configure(CONFIG)
+        owner.transmit(wave(100))
+        assert air.ask(1, "powered")
+        begin = time.monotonic()
+        pluto.silence(air.uris[1])
+        assert time.monotonic() - begin < 0.5
+        assert not air.ask(1, "powered") and air.ask(1, "config")["tx_attenuation_db"] == 89.75
+    finally:
+        owner.close()
+
+
+ENDINGS = {
+    "an exception": ("raise ValueError('stop here')", 1),
+    "an exit code": ("sys.exit(7)", 7),
+    "the end": ("", 0),
+    "a cycle": ("opened.me = opened; frame = sys._getframe(); raise ValueError", 1),
+    "a thread that fails": ("threading.Thread(target=lambda: 1 / 0).start(); sys.exit(9)", 9),
+}
+
+
+@through_libiio
+@pytest.mark.parametrize("ending", list(ENDINGS))
+def test_a_program_that_ends_with_the_radio_open_ends_with_its_own_code(air, ending):
+    last, wanted = ENDINGS[ending]
+    lines = (
+        "import sys, threading, numpy as np",
+        "from radio import pluto",
+        "from radio.base import RadioConfig",
+        f"opened = pluto.connect({air.uris[0]!r}, None)",
+        f"opened.configure(RadioConfig(*{tuple(vars(CONFIG).values())}))",
+        "opened.transmit(np.full(100_000, 0.1, np.complex64))",
+        "opened.receive(10_000)",
+        last,
+    )
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == wanted, ended.stderr  # a context taken down before its buffers ends with -11
+    assert not air.ask(0, "powered")
+
+
+@parts.libiio
+def test_nobody_there_is_told_with_what_was_found():
+    with pytest.raises(RadioNotFound, match=r"no Pluto answers at ip:127\.0\.0\.1:1: Connection refused"):
+        pluto.connect("ip:127.0.0.1:1", None)
+    with pytest.raises(RadioNotFound, match="no Pluto has serial 1044nothere; found"):
+        pluto.connect("serial=1044nothere", None)
+
+
+@through_libiio
+def test_a_serial_is_found_by_scanning_and_listed(air, monkeypatch):
+    iio, _ = pluto.libraries()
+    text = "192.168.2.1 (Analog Devices PlutoSDR Rev.C (Z7010-AD9363A)), serial={}"
+    found = {air.uris[number]: text.format(f"1044{number:028x}") for number in range(2)}
+    monkeypatch.setattr(iio, "scan_contexts", lambda: {**found, "usb:1.2.3": "some other device"})
+    opened = pluto.connect(f"serial=1044{1:028x}?reference=external", None)
+    assert opened.capabilities.serial.endswith("1") and opened.capabilities.tier is Tier.P3
+    assert opened.capabilities.shared_reference
+    opened.close()
+    listed = pluto.discover()
+    assert [(each.uri, each.serial, each.tier) for each in listed] == [
+        (f"pluto:{uri}", f"1044{number:028x}", Tier.P0) for number, uri in enumerate(air.uris)
+    ]
+    assert all(each.detail["firmware"] for each in listed)
+
+
+@through_libiio
+def test_it_is_a_radio_like_any_other(air):
+    cabled = radio.PROFILES["conducted"].model_copy(update={"attenuation_db": 60.0})
+    with radio.SafeRadio(pluto.connect(air.uris[0], None), cabled) as opened:
+        assert isinstance(opened, radio.Radio)
+        opened.configure(CONFIG)
+        before = opened.now()
+        assert opened.configure(CONFIG) and opened.now() == before
+        got = opened.receive(777, before + 5000)
+        assert (got.start, opened.now()) == (before + 5000, before + 5777)
+        with pytest.raises(RadioRefused):
+            opened.receive(10, before)
+        report = opened.transmit(wave(3000), opened.earliest() + BLOCK)
+        assert opened.earliest() >= report.start + 3000
+    with pytest.raises(RadioError):
+        opened.receive(1)
