@@ -103,6 +103,7 @@ def device(options: argparse.Namespace) -> None:
     clock = streams.DeviceClock(not options.no_clock)
     made = {"loop": airs.Loop, "counter": airs.Counter}.get(options.air)
     air = made() if made else airs.Remote(options.air, {"serial": options.serial, "address": options.address})
+    signal.signal(signal.SIGUSR1, lambda *_: setattr(clock, "overrun", True))
     for part in (streams.OutputStream, streams.InputStream):
         part.clock, part.air = clock, air
     streams.Endpoint.address = options.address

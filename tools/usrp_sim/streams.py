@@ -1,6 +1,6 @@
 """Streams of the simulated E320: paced by a device clock, with timestamps; replaces MPM's, whose faults it lists.
 
-Faults of the simulator in UHD 4.3 that end here: a credit of 5 kB is less than one frame, so transmit never starts; the
+Faults of the simulator in UHD 4.3 that end here: a credit of 5 kB is less than one frame, so sending never starts; the
 receive buffer of 8000 bytes truncates frames of 8016; packets are spaced by bytes instead of samples, so receive runs at
 a quarter of the rate; the queue of stream status overflows and kills the socket thread; the capacity downstream is
 forgotten after the first start; a finite stream cannot be followed by another; device time stands still and no packet
@@ -19,6 +19,8 @@ from uhd.chdr import (
     ChdrHeader,
     ChdrPacket,
     ChdrWidth,
+    CtrlOpCode,
+    CtrlPayload,
     PacketType,
     StrcOpCode,
     StrsPayload,
@@ -38,6 +40,12 @@ DATA_WITH_TIME = 7  # packet type, bits 53-55 of the header word (RFNoC specific
 DATA_WITHOUT_TIME = 6
 
 
+# what a radio block writes to its host of its own accord (UHD, radio_control_impl)
+TX_ERRORS, RX_ERRORS = 0x0000, 0x1000
+RADIO_REGISTERS = (0x1000, 0x1100)
+TX_LATE, TX_DONE, RX_OVERRUN = 2, 3, 2
+
+
 class DeviceClock:
     """Ticks of one device: whole seconds of the host's monotonic clock are its PPS edges, common to all devices.
 
@@ -48,6 +56,8 @@ class DeviceClock:
     def __init__(self, runs: bool) -> None:
         self.runs = runs
         self.rate_hz = 1e6
+        self.overrun = False  # set it, and the receiver stops as if its buffer had run over
+        self.heard = 0  # ticks that have been played to a listening host
         self._zero_s = time.monotonic()
         self._before_s = self._zero_s  # what counts until the edge at ``_from_s``
         self._from_s = 0.0
@@ -72,7 +82,7 @@ class DeviceClock:
 
     def last_pps(self) -> int:
         """Give the ticks at the last edge."""
-        return self.at(float(int(time.monotonic())))
+        return max(0, self.at(float(int(time.monotonic()))))
 
     def sleep_until(self, tick: int) -> None:
         """Sleep until a tick of the running clock."""
@@ -86,6 +96,7 @@ class OutputStream:
 
     clock: DeviceClock
     air: object
+    tell: object  # takes (address, code, tick) for the host
 
     def __init__(self, log, chdr_w, sample_source, spec, send_wrapper) -> None:
         self._log, self._spec, self._send = log, spec, send_wrapper.send_data
@@ -112,9 +123,14 @@ class OutputStream:
                 time.sleep(max(0.0, begun_s + steps / clock.rate_hz - time.monotonic()))
             if self._stop:
                 return
+            if clock.overrun:
+                clock.overrun = False
+                self.tell(RX_ERRORS, RX_OVERRUN, tick)  # the host starts it again
+                return
             left = None if left is None else left - count
             # the last packet of a finite burst ends it
             head = (spec.dst_epid | number << 32 | (left == 0) << 57) & ~(0xFFFF << 16)
+            clock.heard = tick + count
             samples = self.air.hear(tick if clock.runs else begin + steps - count, count)
             if clock.runs:
                 head |= DATA_WITH_TIME << 53 | (16 + len(samples)) << 16
@@ -152,6 +168,7 @@ class InputStream:
 
     clock: DeviceClock
     air: object
+    tell: object  # takes (address, code, tick) for the host
 
     def __init__(self, log, chdr_w, sample_sink, send_wrapper, epid) -> None:
         self._log, self._epid, self._send = log, epid, send_wrapper
@@ -168,13 +185,18 @@ class InputStream:
         samples = packet[16 if timed else 8 : head >> 16 & 0xFFFF]
         if not self._in_burst:
             self._tick = struct.unpack_from("<Q", packet, 8)[0] if timed else self.clock.now()
-            self._late = timed and self.clock.runs and self._tick < self.clock.now()
+            # a simulator that is short of processor time lags in both directions alike: judge by what has been heard
+            self._late = timed and self.clock.runs and self._tick < self.clock.heard
             if self._late:
-                self._log.warning("late burst at tick %d dropped", self._tick)
+                late = self.clock.heard - self._tick
+                self._log.warning("burst at tick %d dropped: %d samples late", self._tick, late)
+                self.tell(TX_ERRORS, TX_LATE, self._tick)
         if not self._late:
             self.air.send(self._tick, samples)
         self._tick += len(samples) // 4
         self._in_burst = not head >> 57 & 1
+        if not self._in_burst and not self._late:
+            self.tell(TX_ERRORS, TX_DONE, self._tick)
         self._taken(len(packet))
 
     def queue_packet(self, packet, size, host) -> None:
@@ -261,6 +283,26 @@ class Endpoint(ChdrEndpoint):
 class EndpointNode(stream_endpoint_node.StreamEndpointNode):
     """A stream endpoint that may start again: MPM forgets the capacity of the host, and lets finite streams linger."""
 
+    def _handle_ctrl_packet(self, packet, regs, sender=None, **kwargs):
+        """Answer a request; note whom the radio block belongs to, and let acknowledgements of its own messages be."""
+        payload = packet.get_payload_ctrl()
+        if payload.is_ack:
+            return None
+        if RADIO_REGISTERS[0] <= payload.address < RADIO_REGISTERS[1]:
+            self._master = (payload.src_epid, payload.src_port, payload.dst_port, sender)
+            InputStream.tell = OutputStream.tell = self.tell
+        return super()._handle_ctrl_packet(packet, regs, sender=sender, **kwargs)
+
+    def tell(self, address: int, code: int, tick: int) -> None:
+        """Write an error code of the radio block to the host that controls it."""
+        epid, port, block_port, host = self._master
+        header, payload = ChdrHeader(), CtrlPayload()
+        header.dst_epid, header.pkt_type = epid, PacketType.CTRL
+        payload.src_epid, payload.src_port, payload.dst_port = self.epid, block_port, port
+        payload.op_code, payload.address, payload.timestamp = CtrlOpCode.WRITE, address, tick
+        payload.set_data([code])
+        self.send_wrapper.send_packet(ChdrPacket(WIDTH, header, payload), host)
+
     def begin_output(self, spec) -> None:
         """Start a stream to the host."""
         if self.output_stream is not None:
@@ -288,4 +330,3 @@ def install() -> None:
     stream_endpoint_node.ChdrInputStream = InputStream
     # the graph tells endpoints by their exact class
     chdr_endpoint.StreamEndpointNode = rfnoc_graph.StreamEndpointNode = EndpointNode
-    assert PacketType.DATA_WITH_TS

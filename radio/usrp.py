@@ -1,0 +1,468 @@
+"""USRPs through UHD: reception that never stops, bursts at exact ticks, one counter for both; knows no waveform.
+
+``usrp:serial=30F...`` and ``usrp:addr=192.168.10.2,type=x300`` open one: UHD's device arguments, and
+``clock_source=external,time_source=external`` where a common 10 MHz and PPS feed it. An index is the device's time in
+samples. UHD is imported when a radio is opened, not before.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from radio.air import Air
+
+from radio.base import Capabilities, Capture, Discovered, RadioConfig, Samples, Tier, TxReport
+from radio.errors import ConfigError, RadioError, RadioNotFound, RadioRefused, TooLate
+from radio.ring import RxRing
+from radio.usrp_stream import FULL_SCALE, REMEDY, STALL_S, Streams, to_pairs
+
+OPENS_MUTED = True
+
+SAFE_RATE_HZ = 10e6  # what one Python process keeps up with in both directions
+LEAD_S = 0.05  # a burst reaches the device this long before its time: less comes late under load
+LOCK_S = 10.0
+EDGE_S = 1.2
+CLAIM_S = 8.0  # a network USRP lets go of a dead owner after some 5 s
+HOP_HZ = 250e6
+APT = "apt-get install -y --no-install-recommends python3-uhd, and run in the environment that `make env-uhd` makes"
+NUMPY = "use an environment with numpy<2, such as `make env-uhd` makes"
+
+_EPOCH_S = time.monotonic()  # indices of a radio opened twice in one process keep growing
+_open: weakref.WeakValueDictionary[str, UsrpRadio] = weakref.WeakValueDictionary()  # UHD lends a device out twice
+
+
+def library() -> Any:
+    """Import UHD, after a look from another process where it could bring this one down.
+
+    Raises:
+        RadioNotFound: UHD's binding is missing, or was built for an older NumPy than the one installed.
+    """
+    if "uhd" not in sys.modules:
+        if importlib.util.find_spec("uhd") is None:
+            raise RadioNotFound("a USRP needs UHD and its Python binding, which is not visible here", APT)
+        # its losses are events here, its banner says nothing
+        for name, value in (("UHD_LOG_CONSOLE_LEVEL", "warning"), ("UHD_LOG_FASTPATH_DISABLE", "1")):
+            os.environ.setdefault(name, value)
+        if int(np.__version__.split(".")[0]) >= 2:  # a binding for NumPy 1 imports, complains, and crashes in recv
+            told = subprocess.run([sys.executable, "-c", "import uhd"], capture_output=True, text=True, check=False)
+            if told.returncode or "_ARRAY_API" in told.stderr:
+                raise RadioNotFound(f"UHD here was built for NumPy 1 and crashes under NumPy {np.__version__}", NUMPY)
+    try:
+        import uhd
+    except (ImportError, OSError) as error:
+        raise RadioNotFound(f"a USRP needs UHD and its Python binding: {error}", APT) from error
+    return uhd
+
+
+def warm() -> None:
+    """Pay for the imports ahead of time."""
+    library()
+
+
+def address(rest: str) -> tuple[dict[str, str], str, str]:
+    """Read what follows ``usrp:``: UHD's device arguments, clock source, time source.
+
+    Raises:
+        ConfigError: it is no list of key=value.
+    """
+    pairs = [part.partition("=") for part in rest.split(",")]
+    if not all(key and value for key, _, value in pairs):
+        raise ConfigError(
+            f"usrp:{rest} is no address of a USRP", "write usrp:serial=30F... or usrp:addr=HOST,type=x300"
+        )
+    arguments = {key.strip(): value.strip() for key, _, value in pairs}
+    clock = arguments.pop("clock_source", "internal")
+    return arguments, clock, arguments.pop("time_source", "internal")
+
+
+def _find(uhd: Any, arguments: dict[str, str]) -> list[dict[str, str]]:
+    return [found.to_dict() for found in uhd.find(uhd.types.DeviceAddr(arguments))]
+
+
+def _uri(found: dict[str, str]) -> str:
+    if "addr" in found:
+        return f"usrp:addr={found['addr']},type={found.get('type', '')}"
+    return f"usrp:serial={found.get('serial', '')}"
+
+
+def discover() -> list[Discovered]:
+    """List the USRPs on USB and on the local networks; none where UHD is missing or unsafe."""
+    try:
+        uhd = library()
+    except RadioNotFound:
+        return []
+    return [Discovered(_uri(found), found.get("serial", ""), Tier.U0, found) for found in _find(uhd, {})]
+
+
+@contextmanager
+def _asking(name: str) -> Iterator[None]:
+    """Turn what UHD raises into an error with a remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RadioError(
+            f"{name} does not do what it is asked: {str(error).splitlines()[0]}",
+            REMEDY,
+        ) from error
+
+
+def _make(uhd: Any, arguments: dict[str, str], patience_s: float = 0.0) -> tuple[Any, dict[str, str]]:
+    """Find and claim exactly one device.
+
+    Raises:
+        RadioNotFound, RadioRefused: there is none, there are several, or somebody has it.
+    """
+    wanted = ",".join(f"{key}={value}" for key, value in arguments.items())
+    found = _find(uhd, arguments)
+    if len(found) != 1:
+        listed = ", ".join(_uri(other) for other in (found or _find(uhd, {}))) or "none"
+        count = "no" if not found else f"{len(found)}"
+        raise RadioNotFound(f"{count} USRP answers to {wanted}; found {listed}", "write the serial of one of them")
+    serial = found[0].get("serial", wanted)
+    deadline = time.monotonic() + patience_s
+    while True:
+        if serial not in _open and found[0].get("claimed") != "True":
+            try:
+                return uhd.usrp.MultiUSRP(wanted), found[0]
+            except RuntimeError as error:
+                why = str(error).splitlines()[0]
+        else:
+            why = "another program has it, or this one twice"
+        if time.monotonic() >= deadline:
+            raise RadioRefused(f"USRP {serial} cannot be opened: {why}", "close it there, or switch it off and on")
+        time.sleep(0.2)
+        found = _find(uhd, arguments) or found
+
+
+def silence(rest: str) -> None:
+    """Set the transmit gain of a USRP whose owner has died to its lowest.
+
+    It sends nothing since its last burst ended, but its carrier may leak. A device on a network belongs to its dead
+    owner for some seconds: this waits.
+
+    Raises:
+        RadioNotFound, RadioRefused, RadioError: it does not answer.
+    """
+    uhd = library()
+    with _asking(f"usrp:{rest}"):
+        usrp, _ = _make(uhd, address(rest)[0], CLAIM_S)
+        usrp.set_tx_gain(usrp.get_tx_gain_range(0).start(), 0)
+
+
+class UsrpRadio:
+    """One USRP, first channel. Opens on construction, muted.
+
+    Args:
+        arguments: UHD's device arguments.
+        clock: clock source.
+        pulse: time source.
+
+    Raises:
+        RadioNotFound, RadioRefused: no such device, in use, without a time of its own, or its reference does not lock.
+    """
+
+    witness = None
+
+    def __init__(self, arguments: dict[str, str], clock: str, pulse: str) -> None:
+        self._uhd = library()
+        self._clock, self._pulse = clock, pulse
+        self._usrp, found = _make(self._uhd, arguments)
+        self.serial = found.get("serial", "")
+        self.name = f"usrp-{self.serial}"
+        self._ring = RxRing(full_scale=FULL_SCALE, name=self.name)
+        self._config: RadioConfig | None = None
+        self._wanted: RadioConfig | None = None
+        self._streams: Streams | None = None
+        self._end, self._muted = 0, True
+        _open[self.serial] = self
+        try:
+            with _asking(self.name):
+                self._lock_reference()
+                self.mute()
+                self._max_rate_hz = min(SAFE_RATE_HZ, self._usrp.get_rx_rates(0).stop())
+        except (RadioError, KeyboardInterrupt):
+            self.close()
+            raise
+
+    # --- clock and time
+
+    def _lock_reference(self) -> None:
+        usrp = self._usrp
+        for kind, wanted, known in (
+            ("clock", self._clock, usrp.get_clock_sources(0)),
+            ("time", self._pulse, usrp.get_time_sources(0)),
+        ):
+            if wanted not in known:
+                raise RadioRefused(
+                    f"{self.name} has no {kind} source {wanted}; it has {list(known)}", "choose from these"
+                )
+        usrp.set_clock_source(self._clock, 0)
+        usrp.set_time_source(self._pulse, 0)
+        if self._clock != "internal":
+            if "ref_locked" not in usrp.get_mboard_sensor_names(0):
+                raise RadioRefused(f"{self.name} does not tell if its reference is locked", "use its internal clock")
+            self._wait(lambda: usrp.get_mboard_sensor("ref_locked", 0).to_bool(), LOCK_S, "10 MHz reference")
+        before = usrp.get_time_now(0).get_real_secs()
+        time.sleep(0.02)
+        if usrp.get_time_now(0).get_real_secs() == before:
+            raise RadioRefused(
+                f"{self.name}: its time stands still at {before:g} s, so no burst can be timed",
+                "use a device, or a simulator, whose time runs",
+            )
+
+    def _wait(self, locked: Any, patience_s: float, what: str) -> None:
+        deadline = time.monotonic() + patience_s
+        while not locked():
+            if time.monotonic() > deadline:
+                raise RadioRefused(f"{self.name}: the {what} is not locked after {patience_s:g} s", "check its cable")
+            time.sleep(0.02)
+
+    def _set_time(self) -> None:
+        """Set the time: with a PPS to the host's second of the day at an edge, so that all radios agree."""
+        spec = self._uhd.types.TimeSpec
+        if self._pulse == "internal":
+            fraction, whole = math.modf(time.monotonic() - _EPOCH_S)
+            self._usrp.set_time_now(spec(int(whole), fraction), 0)
+            return
+        last = self.last_pps()
+        self._wait(lambda: self.last_pps() != last, EDGE_S, "PPS")
+        second = round(time.time()) % 86400 + 1  # just after an edge: the host may be off by less than half a second
+        self._usrp.set_time_next_pps(spec(second, 0.0), 0)
+        time.sleep(1.1)
+        last = self.last_pps()
+        if last not in ((second, 0.0), (second + 1, 0.0)):
+            raise RadioRefused(
+                f"{self.name}: time at the PPS reads {last}, set to {(second, 0.0)}", "check the PPS cable"
+            )
+
+    def last_pps(self) -> tuple[int, float]:
+        """Give the device's time at the last PPS edge, whole seconds and fraction.
+
+        Nodes that share a PPS read the same whole second between two edges, with fraction 0: compare before trusting.
+        """
+        with _asking(self.name):
+            told = self._usrp.get_time_last_pps(0)
+            return told.get_full_secs(), told.get_frac_secs()
+
+    # --- settings
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Declare the tier: common time where both clock and PPS come from outside."""
+        shared = self._clock != "internal"
+        version = getattr(self._uhd, "get_version_string", lambda: "4.3 or older")()
+        return Capabilities(
+            tier=Tier.U1 if shared and self._pulse != "internal" else Tier.U0,
+            serial=self.serial,
+            driver=f"usrp (UHD {version})",
+            max_rate_hz=self._max_rate_hz,
+            turnaround_samples=math.ceil(LEAD_S * (self._config.rate_hz if self._config else 1e6)),
+            block_samples=self._streams.block if self._streams else 1,
+            one_timeline=True,
+            shared_reference=shared,
+            reports_losses=True,
+            real_time=True,
+        )
+
+    def _check(self, wanted: RadioConfig) -> None:
+        usrp = self._usrp
+        power = usrp.get_tx_gain_range(0)
+        limits = {
+            "rate_hz": (usrp.get_rx_rates(0).start(), self._max_rate_hz),
+            "rx_hz": (usrp.get_rx_freq_range(0).start(), usrp.get_rx_freq_range(0).stop()),
+            "tx_hz": (usrp.get_tx_freq_range(0).start(), usrp.get_tx_freq_range(0).stop()),
+            "rx_gain_db": (usrp.get_rx_gain_range(0).start(), usrp.get_rx_gain_range(0).stop()),
+            "tx_attenuation_db": (0.0, power.stop() - power.start()),
+        }
+        for setting, (low, high) in limits.items():
+            value = getattr(wanted, setting)
+            if not low <= value <= high:
+                raise RadioRefused(
+                    f"{self.name}: {setting} {value:g} is outside {low:g} to {high:g}", f"set {setting} within these"
+                )
+
+    def configure(self, wanted: RadioConfig) -> RadioConfig:
+        """Apply settings in UHD's order, gain by hand, and read them back; a new rate restarts time and streams."""
+        old, asked = self._config, self._wanted
+        if old is not None and wanted in (old, asked):
+            return old
+
+        def new(setting: str) -> bool:
+            return old is None or getattr(wanted, setting) not in (getattr(old, setting), getattr(asked, setting))
+
+        with _asking(self.name):
+            self._check(wanted)
+            usrp, self._config, self._wanted = self._usrp, None, wanted
+            if new("rate_hz"):
+                self._stop_streams()
+                usrp.set_rx_rate(wanted.rate_hz, 0)
+                usrp.set_tx_rate(wanted.rate_hz, 0)
+                if usrp.get_rx_rate(0) != usrp.get_tx_rate(0):
+                    raise RadioRefused(
+                        f"{self.name}: rate {wanted.rate_hz:g} became {usrp.get_rx_rate(0):g} for receive and "
+                        f"{usrp.get_tx_rate(0):g} for transmit",
+                        "choose a rate that divides the master clock",
+                    )
+                self._set_time()
+            if new("rx_hz"):
+                self._tune_rx(wanted.rx_hz)
+            if new("tx_hz"):
+                usrp.set_tx_freq(self._uhd.types.TuneRequest(wanted.tx_hz), 0)
+                if "lo_locked" in usrp.get_tx_sensor_names(0):
+                    self._wait(lambda: usrp.get_tx_sensor("lo_locked", 0).to_bool(), STALL_S, "transmit LO")
+            if new("bandwidth_hz"):
+                usrp.set_rx_bandwidth(wanted.bandwidth_hz, 0)
+                usrp.set_tx_bandwidth(wanted.bandwidth_hz, 0)
+            with suppress(RuntimeError, NotImplementedError):  # a daughterboard without automatic gain
+                usrp.set_rx_agc(False, 0)
+            usrp.set_rx_gain(wanted.rx_gain_db, 0)
+            self._config = taken = replace(
+                wanted,
+                rate_hz=usrp.get_rx_rate(0),
+                rx_hz=usrp.get_rx_freq(0),
+                tx_hz=usrp.get_tx_freq(0),
+                bandwidth_hz=min(usrp.get_tx_bandwidth(0), usrp.get_tx_rate(0)),  # a filter may be wider than the rate
+                rx_gain_db=usrp.get_rx_gain(0),
+            )
+            if not self._muted:
+                self._unmute()
+            if self._streams is None:
+                self._start_streams(taken)
+        return taken
+
+    def _tune_rx(self, hz: float) -> None:
+        """Tune now and wait for the LO. Shifts of a burst are the host's: timed DSP tunes get lost (uhd issue 620)."""
+        usrp = self._usrp
+        usrp.set_rx_freq(self._uhd.types.TuneRequest(hz), 0)
+        if "lo_locked" in usrp.get_rx_sensor_names(0):
+            self._wait(lambda: usrp.get_rx_sensor("lo_locked", 0).to_bool(), STALL_S, "receive LO")
+
+    def _start_streams(self, config: RadioConfig) -> None:
+        self._streams = Streams(self._uhd, self._usrp, self._ring, config.rate_hz, self.name)
+        self._end = 0
+        if self._usrp.get_mboard_name(0).upper().startswith("B2"):
+            # until it was tuned far away and back, a hidden offset takes up to 0.7 of full scale (uhd issue 892)
+            far = config.rx_hz + (HOP_HZ if config.rx_hz < 3e9 else -HOP_HZ)
+            self._tune_rx(far)
+            self._tune_rx(config.rx_hz)
+        self._streams.start()
+
+    def _stop_streams(self) -> None:
+        streams, self._streams = self._streams, None
+        if streams is not None:
+            streams.stop()
+
+    def _running(self) -> Streams:
+        if self._streams is None or self._config is None:
+            raise RadioError(f"{self.name} has no settings yet", "configure it first")
+        if self._streams.error is not None:
+            raise self._streams.error
+        return self._streams
+
+    # --- samples
+
+    def _unmute(self) -> None:
+        assert self._config is not None
+        power = self._usrp.get_tx_gain_range(0)
+        wanted = power.stop() - self._config.tx_attenuation_db
+        self._usrp.set_tx_gain(wanted, 0)
+        taken = self._usrp.get_tx_gain(0)
+        if abs(taken - wanted) > max(power.step(), 1e-6):
+            raise RadioError(f"{self.name}: transmit gain reads {taken:g} dB, wanted {wanted:g} dB", "open it again")
+        self._muted = False
+
+    def transmit(self, samples: Samples, start: int | None = None) -> TxReport:
+        """Queue a finite burst for TX index ``start``; its report carries what the device said of earlier ones.
+
+        Raises:
+            TooLate: less than the lead is left.
+        """
+        pairs, clipped = to_pairs(samples, self.name)
+        first = self.earliest()
+        start = first if start is None else start
+        if start < first:
+            raise TooLate(
+                f"{self.name}: TX index {start} is {first - start} samples before the earliest, {first}",
+                "plan further ahead",
+                first - start,
+            )
+        with _asking(self.name):
+            if self._muted:
+                self._unmute()
+        self._end = start + len(pairs)
+        return TxReport(start, len(pairs), clipped, self._running().add(pairs, start))
+
+    def earliest(self) -> int:
+        """Give the first TX index that is free and a lead away from the device's time."""
+        streams = self._running()
+        with _asking(self.name):
+            return max(streams.ticks() + self.capabilities.turnaround_samples, self._end)
+
+    def now(self) -> int:
+        """Give the RX index of the next sample."""
+        return self._ring.now
+
+    def newest(self) -> int:
+        """Give the RX index just past the newest sample."""
+        return self._ring.newest
+
+    def receive(self, count: int, start: int | None = None) -> Capture:
+        """Take ``count`` samples from RX index ``start``."""
+        self._running()
+        assert self._config is not None
+        samples, begin, clipped, events = self._ring.take(count, start, 2 * STALL_S)
+        return Capture(samples, begin, self._config.rate_hz, clipped, events)
+
+    def mute(self) -> None:
+        """Stop bursts and set the lowest gain; UHD has no way to power an LO down."""
+        if self._streams is not None:
+            self._streams.drop()
+        self._end = 0
+        with _asking(self.name):
+            lowest = self._usrp.get_tx_gain_range(0).start()
+            self._usrp.set_tx_gain(lowest, 0)
+            if self._usrp.get_tx_gain(0) > lowest:
+                raise RadioError(f"{self.name}: transmit gain reads {self._usrp.get_tx_gain(0):g} dB", "switch it off")
+        self._muted = True
+
+    def close(self) -> None:
+        """Mute, let go of the streamers, then of the device. Safe to call twice.
+
+        A device that vanished from its network holds UHD, and this process, for 20 s more.
+        """
+        if self._usrp is None:
+            return
+        try:
+            self.mute()
+        finally:
+            with suppress(RuntimeError):
+                self._stop_streams()
+            self._usrp = self._config = None
+            _open.pop(self.serial, None)
+
+
+@atexit.register
+def _close_all() -> None:
+    """Let go in order: UHD's threads abort a process that ends under them."""
+    for radio in list(_open.values()):
+        with suppress(RadioError):
+            radio.close()
+
+
+def connect(rest: str, ether: Air | None) -> UsrpRadio:
+    """Open the USRP of a ``usrp:`` URI, ``rest`` being what follows the colon."""
+    return UsrpRadio(*address(rest))

@@ -1,0 +1,193 @@
+"""The two streams of an open USRP: samples into a ring, bursts out at their tick; is handed UHD, never imports it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int16
+
+from radio.base import EventKind, Samples, StreamEvent
+from radio.errors import RadioError, RadioRefused
+from radio.ring import RxRing
+
+IQ = Int16[np.ndarray, "sample 2"]
+
+FULL_SCALE = 2.0**15
+START_S = 0.1
+BLOCK_S = 2e-3
+CHUNK_S = 0.02  # a mute waits for no more than this of a burst
+STALL_S = 1.0
+REMEDY = "check power and cable, then open it again"
+
+
+def to_pairs(samples: Samples, name: str) -> tuple[IQ, int]:
+    """Round to sc16, saturating; returns the pairs and how many samples hit the rails.
+
+    Raises:
+        RadioRefused: wrong type or shape, or values that are not finite.
+    """
+    array = np.asarray(samples)
+    array = array[0] if array.ndim == 2 and len(array) == 1 else array
+    if array.ndim != 1 or array.dtype != np.complex64 or not np.isfinite(array).all():
+        raise RadioRefused(
+            f"{name}: samples are {array.dtype} of shape {array.shape}, wanted finite complex64 of shape (sample,)",
+            "convert with numpy.complex64, one antenna, and check the waveform",
+        )
+    flat = np.ascontiguousarray(array).view(np.float32).reshape(-1, 2)
+    clipped = int((np.abs(flat) > 1.0).any(axis=1).sum())
+    scaled = np.rint(flat * np.float32(FULL_SCALE))
+    return np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1, out=scaled).astype(np.int16), clipped
+
+
+class Streams:
+    """Both directions of the first channel, running from construction to ``stop``. An index is device time in samples.
+
+    Args:
+        uhd: the module.
+        usrp: the open device, rates and time set.
+        ring: takes what is received.
+        rate_hz: of both directions.
+        name: of the radio, for messages.
+    """
+
+    def __init__(self, uhd: Any, usrp: Any, ring: RxRing, rate_hz: float, name: str) -> None:
+        self._types, self._usrp, self._ring, self._rate_hz, self._name = uhd.types, usrp, ring, rate_hz, name
+        wire = uhd.usrp.StreamArgs("sc16", "sc16")
+        wire.channels = [0]
+        self._rx, self._tx = usrp.get_rx_stream(wire), usrp.get_tx_stream(wire)
+        per_packet = self._rx.get_max_num_samps()
+        # whole packets: the time of a packet's rest is wrong on devices without a down-converter
+        self.block = per_packet * max(1, round(BLOCK_S * rate_hz / per_packet))
+        self.error: RadioError | None = None
+        self._stop = threading.Event()
+        self._bursts: queue.Queue[tuple[IQ, int, int]] = queue.Queue()
+        self._drops = 0
+        self._events: deque[StreamEvent] = deque()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Begin to receive, and to wait for bursts."""
+        begin = self._command_start()
+        self._ring.restart(begin, seam=self._ring.newest > 0)
+        for work in (lambda: self._receiving(begin), self._sending):
+            thread = threading.Thread(target=self._guarded, args=[work], daemon=True, name=self._name)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """Stop, and let go of both streamers: a second one for a channel that has one fails."""
+        self._stop.set()
+        self.drop()
+        for thread in self._threads:
+            thread.join(10 * STALL_S)
+        rx, self._rx, self._tx, self._usrp = self._rx, None, None, None
+        rx.issue_stream_cmd(self._types.StreamCMD(self._types.StreamMode.stop_cont))
+
+    def ticks(self) -> int:
+        """Ask for the device's time."""
+        return int(self._usrp.get_time_now(0).to_ticks(self._rate_hz))
+
+    def _spec(self, index: int) -> Any:
+        """Give an index as whole seconds and fraction: one float of seconds comes late (uhd issue 592)."""
+        return self._types.TimeSpec.from_ticks(index, self._rate_hz)
+
+    def _command_start(self) -> int:
+        begin = self.ticks() + round(START_S * self._rate_hz)
+        command = self._types.StreamCMD(self._types.StreamMode.start_cont)
+        command.stream_now, command.time_spec = False, self._spec(begin)
+        self._rx.issue_stream_cmd(command)
+        return begin
+
+    def _guarded(self, work: Any) -> None:
+        try:
+            work()
+        except RuntimeError as error:
+            self.error = RadioError(f"{self._name} stopped at RX index {self._ring.newest}: {error}", REMEDY)
+            self._ring.fail(self.error)
+
+    def _receiving(self, expected: int) -> None:
+        """Fill the ring until told to stop."""
+        codes, metadata = self._types.RXMetadataErrorCode, self._types.RXMetadata()
+        buffer = np.zeros((1, self.block), np.int32)
+        heard_s = time.monotonic() + START_S
+        cause: EventKind = "lost"
+        while not self._stop.is_set():
+            count = self._rx.recv(buffer, metadata, 0.1)
+            if metadata.error_code == codes.overflow and not metadata.out_of_sequence:
+                cause = "overflow"  # out of sequence, the same code says that the network lost a packet
+            elif metadata.error_code == codes.late:
+                self._command_start()
+            if not count:
+                if time.monotonic() - heard_s > STALL_S:
+                    raise RuntimeError(f"no samples for {STALL_S:g} s")
+                continue
+            heard_s = time.monotonic()
+            index = int(metadata.time_spec.to_ticks(self._rate_hz)) if metadata.has_time_spec else expected
+            gap, skip = index - expected, min(max(expected - index, 0), count)  # rounding may repeat a sample
+            events = (StreamEvent(cause, expected, gap),) if gap > 0 and cause == "overflow" else ()
+            self._ring.append(buffer[0, skip:count].view(np.int16).reshape(-1, 2), index + skip, events)
+            expected, cause = max(expected, index + count), "lost"
+
+    def add(self, pairs: IQ, start: int) -> tuple[StreamEvent, ...]:
+        """Queue a burst; returns what the device has said of earlier ones."""
+        self._bursts.put((pairs, start, self._drops))
+        return tuple(self._events.popleft() for _ in range(len(self._events)))
+
+    def drop(self) -> None:
+        """Forget the bursts that wait, and cut the one that is being handed over."""
+        self._drops += 1
+        while not self._bursts.empty():
+            self._bursts.get_nowait()
+
+    def _sending(self) -> None:
+        """Hand bursts to the device, and collect what it says of them, until told to stop."""
+        start = count = 0
+        while not self._stop.is_set():
+            try:
+                pairs, start, drops = self._bursts.get(timeout=0.1)
+            except queue.Empty:
+                pass
+            else:
+                count = len(pairs)
+                self._send(pairs, start, drops)
+            self._listen(start, count)
+
+    def _send(self, pairs: IQ, start: int, drops: int) -> None:
+        metadata = self._types.TXMetadata()
+        metadata.start_of_burst = metadata.has_time_spec = True
+        metadata.time_spec = self._spec(start)
+        words, chunk, sent = pairs.view(np.int32).reshape(1, -1), max(1, round(CHUNK_S * self._rate_hz)), 0
+        while sent < words.shape[1]:
+            cut = drops != self._drops
+            piece = np.zeros((1, 1), np.int32) if cut else words[:, sent : sent + chunk]
+            metadata.end_of_burst = cut or sent + piece.shape[1] == words.shape[1]
+            wait_s = max(0.0, (start + sent - self.ticks()) / self._rate_hz)  # a full device takes it at its time
+            taken = self._tx.send(piece, metadata, wait_s + STALL_S)
+            if cut:
+                return
+            if not taken:
+                raise RuntimeError(f"a burst for TX index {start} is not taken after {sent} samples")
+            sent += taken
+            metadata.start_of_burst = metadata.has_time_spec = False
+
+    def _listen(self, start: int, count: int) -> None:
+        """Drain the device's messages: unread, they fill a queue that drops newer ones."""
+        codes, message = self._types.TXMetadataEventCode, self._types.TXAsyncMetadata()
+        kinds: dict[Any, EventKind] = {
+            codes.time_error: "late",
+            codes.underflow: "underflow",
+            codes.underflow_in_packet: "underflow",
+            codes.seq_error: "lost",
+            codes.seq_error_in_packet: "lost",
+        }
+        while self._tx.recv_async_msg(message, 0.0):
+            if message.event_code in kinds:
+                kind, at = kinds[message.event_code], start
+                if kind != "late" and message.has_time_spec:  # a late burst is dropped whole
+                    at = min(max(int(message.time_spec.to_ticks(self._rate_hz)), start), start + count)
+                self._events.append(StreamEvent(kind, at, start + count - at))
