@@ -74,9 +74,10 @@ Audit = Callable[[Emission], None]
 def outside_db(samples: Samples, share: float) -> float:
     """Measure the power of a burst outside the middle ``share`` of its sampled band, in dB of all its power.
 
-    One transform of the whole burst, so what switching it on and off spreads counts as well.
+    One transform of the whole burst, so what switching it on and off spreads counts as well: at the burst's own length
+    it would hide, as between the samples of that transform.
     """
-    size = next_fast_len(samples.size)
+    size = next_fast_len(2 * samples.size)
     spectrum = fft(samples, size)
     power = spectrum.real**2 + spectrum.imag**2
     edge = math.floor(0.5 * share * size)  # the last bin inside, on either side of DC
