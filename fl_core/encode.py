@@ -64,7 +64,8 @@ def _largest(magnitude: np.ndarray, k: int) -> np.ndarray:
     return chosen if candidates is None else candidates[chosen]
 
 
-def _require_finite(vector: Tensor) -> None:
+def require_finite(vector: Tensor) -> None:
+    """Refuse values that are not finite with a ValueError."""
     if not math.isfinite(float(vector.sum())):
         raise ValueError(
             f"a vector of {vector.shape[-1]} entries holds values that are not finite; lower the rates alpha and eta"
@@ -84,7 +85,7 @@ def top_k_positions(vector: Float[Tensor, " d"], k: int) -> Int64[Tensor, " k"]:
     size = vector.shape[-1]
     if not 1 <= k <= size:
         raise ValueError(f"{k} of {size} entries cannot be kept; choose k between 1 and {size}")
-    _require_finite(vector)
+    require_finite(vector)
     if vector.device.type == "cpu":
         return torch.from_numpy(_largest(vector.detach().abs().numpy(), k))
     magnitude = vector.abs()
@@ -138,7 +139,7 @@ def split_random_k(
     Without rescaling it is a contraction with lambda = k/d on average over the positions. All vectors of a batch, and
     all clients that hold the same generator seed, share the positions: the union of their supports stays k.
     """
-    _require_finite(vector)
+    require_finite(vector)
     return split_at(vector, random_positions(vector.shape[-1], k, generator))
 
 
@@ -199,7 +200,7 @@ def compress(
         raise ValueError(f"update {tuple(update.shape)} and memory {tuple(memory.shape)} differ; give equal shapes")
     if k == update.shape[-1]:
         whole = memory + update if remember else update.clone()
-        _require_finite(whole)
+        require_finite(whole)
         return whole, torch.zeros_like(memory) if remember else memory
     if not remember:
         return SPARSIFIERS[sparsifier](update, k, generator)[0], memory

@@ -15,8 +15,16 @@ SCHEME_NAMES = (
     "per-fedavg",
     "gbma",
     "truncated-inversion",
+    "airfl-mem",
     "cotaf",
     "digital",
+    "a-dsgd",
+    "obda",
+    "fsk-mv",
+    "ncairfl",
+    "reed",
+    "misaligned",
+    "blind-antennas",
 )
 
 Width = Annotated[int, Field(ge=1, le=65_536)]

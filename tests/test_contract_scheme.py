@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from fl_core.encode import energy
 from fl_core.mac import Channel
 from fl_core.options import SchemeOptions
 from fl_core.schemes import SCHEMES, Csi, Plan, Scheme, make_scheme
+from fl_core.seeds import numpy_generator
 
 DIMENSION = 240
 CLIENTS = 4
+PLAN = Plan(round=3, seed=11, clients=CLIENTS, eta=0.1)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,27 @@ class Case:
     blind: bool = True
 
 
+def unanimous(updates: torch.Tensor) -> torch.Tensor:
+    """Make every client want the same step in each entry."""
+    return 0.02 * PLAN.eta * torch.sign(updates[:1]).expand_as(updates).clone()
+
+
+def sparse_and_equal(updates: torch.Tensor) -> torch.Tensor:
+    """Give every client the same two entries: clients whose projections have equal energy weigh the same."""
+    made = torch.zeros_like(updates)
+    made[:, 7], made[:, 100] = 1.0, -2.0
+    return made
+
+
+def agreeing(updates: torch.Tensor) -> torch.Tensor:
+    """Give every entry the sign of the round's dither."""
+    dither = numpy_generator(PLAN.seed, "dither", PLAN.round).integers(2, size=updates.shape[1])
+    return updates.abs() * torch.from_numpy(2.0 * dither - 1.0).float()
+
+
+#: Energies of several clients hold cross terms too, as large as themselves.
+ENERGY: dict[str, Any] = {"linear": False, "single": True, "similarity": 0.2}
+
 CASES = {
     "air-meta-pfl": Case(
         limit={"keep": 1.0, "mapping": "pair", "estimator": "linear"},
@@ -65,7 +89,34 @@ CASES = {
     "per-fedavg": Case(limit={}, tolerance=1e-6),
     "gbma": Case(limit={}, tolerance=1e-6, options=({}, {"precoder": "inversion"})),
     "truncated-inversion": Case(limit={}, tolerance=1e-6, options=({}, {"threshold": 0.5})),
+    "airfl-mem": Case(limit={}, tolerance=1e-6, options=({}, {"memory": False}), blind=False),
     "cotaf": Case(limit={}, tolerance=1e-6),
+    "a-dsgd": Case(
+        limit={"keep": 0.01, "measure": 0.4},
+        tolerance=1e-4,
+        options=({}, {"memory": False}),
+        linear=False,
+        of=sparse_and_equal,
+    ),
+    "obda": Case(
+        limit={},
+        tolerance=1e-6,
+        options=({}, {"memory": False}),
+        linear=False,
+        of=unanimous,
+        similarity=0.6,
+        exact=False,
+    ),
+    "fsk-mv": Case(limit={}, tolerance=1e-6, options=({}, {"silence": 0.5}), of=unanimous, **ENERGY),
+    "ncairfl": Case(limit={}, tolerance=1e-5, options=({}, {"memory": False}), of=agreeing, **ENERGY),
+    "reed": Case(limit={}, tolerance=1e-5, **ENERGY),
+    "misaligned": Case(
+        limit={"receiver": "ml"},
+        tolerance=1e-3,  # telling apart clients that arrive almost together multiplies the rounding of float32
+        options=({}, {"receiver": "aligned-sample", "timing": 0.0, "phase_rad": 0.0}),
+        linear=False,
+    ),
+    "blind-antennas": Case(limit={"antennas": 1}, tolerance=1e-6, linear=False, single=True, similarity=0.8),
     "digital": Case(
         limit={"snr_db": 200.0, "measure": 1.0, "bits": 16},
         tolerance=5e-5,
@@ -91,16 +142,14 @@ def inputs(seed: int = 0, dimension: int = DIMENSION) -> tuple[torch.Tensor, tor
     return torch.randn(shape, generator=source), 0.3 * torch.randn(shape, generator=source)
 
 
-PLAN = Plan(round=3, seed=11, clients=CLIENTS, eta=0.1)
-
-
 def arrive(scheme: Scheme, symbols: torch.Tensor, snr_db: float = math.inf) -> tuple[torch.Tensor, Csi]:
-    """Let scaled symbols (client, symbol) through h = 1 with noise, or over the wire."""
+    """Let scaled symbols (client, symbol) through a channel with noise, or over the wire."""
     if not scheme.over_air:
         return symbols.sum(0), Csi(noise=0.0)
     source = torch.Generator().manual_seed(4)
-    gains = torch.ones((len(symbols), scheme.antennas), dtype=torch.complex64)
-    return scheme.superpose(symbols, gains if scheme.antennas > 1 else gains[:, 0], Channel("none", snr_db), source)
+    channel = Channel("none" if scheme.antennas == 1 else "rayleigh", snr_db)  # antennas differ by their fading alone
+    gains = channel.draw(len(symbols), scheme.symbols, scheme.antennas, source)
+    return scheme.superpose(symbols, gains, channel, source)
 
 
 def test_every_scheme_is_listed_here():

@@ -12,24 +12,38 @@ from collections.abc import Callable
 from fl_core.options import SchemeOptions
 from fl_core.schemes.air_meta_pfl import AirMetaPfl
 from fl_core.schemes.analog import Cotaf, Gbma, TruncatedInversion
+from fl_core.schemes.antennas import BlindAntennas
 from fl_core.schemes.base import Base, Csi, Plan, Scheme
+from fl_core.schemes.compressed import ADsgd
 from fl_core.schemes.digital import Digital
-from fl_core.schemes.simulated import Exchange, exchange
+from fl_core.schemes.energy import FskMv, NcAirFl, Reed
 from fl_core.schemes.ideal import FedAvg, Ideal, PerFedAvg
+from fl_core.schemes.memory import AirFlMem
+from fl_core.schemes.misaligned import Misaligned
+from fl_core.schemes.signs import Obda
+from fl_core.schemes.simulated import Exchange, exchange
 
 __all__ = [
     "SCHEMES",
+    "ADsgd",
+    "AirFlMem",
     "AirMetaPfl",
     "Base",
+    "BlindAntennas",
     "Cotaf",
     "Csi",
     "Digital",
     "Exchange",
     "FedAvg",
+    "FskMv",
     "Gbma",
     "Ideal",
+    "Misaligned",
+    "NcAirFl",
+    "Obda",
     "PerFedAvg",
     "Plan",
+    "Reed",
     "Scheme",
     "SchemeOptions",
     "TruncatedInversion",
@@ -37,18 +51,24 @@ __all__ = [
     "make_scheme",
 ]
 
-_CLASSES: tuple[type[Base], ...] = (
-    AirMetaPfl,
-    Ideal,
-    FedAvg,
-    PerFedAvg,
-    Gbma,
-    TruncatedInversion,
-    Cotaf,
-    Digital,
-)
-
-SCHEMES: dict[str, Callable[[SchemeOptions, int], Scheme]] = {each.name: each.make for each in _CLASSES}
+SCHEMES: dict[str, Callable[[SchemeOptions, int], Scheme]] = {
+    "air-meta-pfl": AirMetaPfl.make,
+    "ideal": Ideal.make,
+    "fedavg": FedAvg.make,
+    "per-fedavg": PerFedAvg.make,
+    "gbma": Gbma.make,
+    "truncated-inversion": TruncatedInversion.make,
+    "airfl-mem": AirFlMem.make,
+    "cotaf": Cotaf.make,
+    "digital": Digital.make,
+    "a-dsgd": ADsgd.make,
+    "obda": Obda.make,
+    "fsk-mv": FskMv.make,
+    "ncairfl": NcAirFl.make,
+    "reed": Reed.make,
+    "misaligned": Misaligned.make,
+    "blind-antennas": BlindAntennas.make,
+}
 """Name -> function (options, dimension d) -> scheme."""
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from fl_core.encode import compress, kept_entries, power_scale
+from fl_core.encode import compress, kept_entries, power_scale, require_finite
 from fl_core.mac import Channel, after_precoding, fading_mac, inversion_power, mean_gain
 from fl_core.mappings import Mapping, make_mapping
 from fl_core.options import LearnOptions, SchemeOptions
@@ -226,6 +226,12 @@ class Base:
     def learning(self, learn: LearnOptions) -> LearnOptions:
         """Leave it as it is: meta-learning."""
         return learn
+
+    def whole(self, update: Tensor, memory: Tensor) -> Tensor:
+        """Return what there is to send: the update, and the memory if there is one; refuse what is not finite."""
+        total = memory + update if self.options.memory else update
+        require_finite(total)
+        return total
 
     def sparsify(self, update: Tensor, memory: Tensor, plan: Plan, csi: Csi = UNKNOWN) -> tuple[Tensor, Tensor]:
         """Return g = C(memory + update) and the new memory, shapes (..., d).

@@ -95,7 +95,7 @@ class Digital(Ideal):
 
     def sparsify(self, update: Tensor, memory: Tensor, plan: Plan, csi: Csi = UNKNOWN) -> tuple[Tensor, Tensor]:
         """Return what fits the channel, and what does not."""
-        whole = memory + update if self.options.memory else update
+        whole = self.whole(update, memory)
         rows = whole.reshape(-1, self.dimension)
         counts = self.entries(csi, plan).reshape(-1).tolist()
         counts = counts * rows.shape[0] if len(counts) == 1 else counts
