@@ -1,22 +1,35 @@
 """What every radio must do, whatever its driver: one file of tests over a list of ways to open a radio.
 
-A driver joins by adding a factory to FACTORIES: a context manager that yields a radio and settings for it.
+A driver joins by adding a factory to FACTORIES: a context manager that yields a radio and settings for it. Drivers of
+hardware stand in REAL_TIME as well: their samples flow whether or not anybody asks.
 """
 
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
+import parts
 import pytest
+from pluto_air import PlutoAir
 
 import radio
 from radio.airserver import EtherServer
-from radio.errors import RadioError, RadioRefused, TooLate, UnsafeTransmit
+from radio.base import EventKind
+from radio.capture import About, write
+from radio.errors import RadioError, RadioRefused, TestbedError, TooLate, UnsafeTransmit
 from radio.ether import Ether
 from radio.presets import preset
+from radio.timeline import measure_offset
 
 CONFIG = radio.RadioConfig(1e6, 915e6, 915e6, 1e6, 50.0)
+SAFE = radio.PROFILES["conducted"].model_copy(update={"attenuation_db": 60.0})
 Opened = AbstractContextManager[tuple[radio.SafeRadio, radio.RadioConfig]]
 
 
@@ -24,7 +37,7 @@ def in_process(name: str) -> Callable[[], Opened]:
     @contextmanager
     def make() -> Iterator[tuple[radio.SafeRadio, radio.RadioConfig]]:
         ether = Ether(preset(name, seed=1), ["server", "n"])
-        with radio.open("loopback:n", radio.PROFILES["conducted"], ether=ether) as opened:
+        with radio.open("loopback:n", SAFE, ether=ether) as opened:
             yield opened, CONFIG
 
     return make
@@ -37,13 +50,33 @@ def over_tcp(name: str) -> Callable[[], Opened]:
         thread = threading.Thread(target=server.serve)
         thread.start()
         try:
-            with radio.open(f"loopback:{server.address}/n", radio.PROFILES["conducted"]) as opened:
+            with radio.open(f"loopback:{server.address}/n", SAFE) as opened:
                 yield opened, CONFIG
         finally:
             server.stop()
             thread.join()
 
     return make
+
+
+@contextmanager
+def replayed() -> Iterator[tuple[radio.SafeRadio, radio.RadioConfig]]:
+    with tempfile.TemporaryDirectory() as folder, in_process("pluto-stock")() as (source, config):
+        taken = source.configure(config)
+        captures = (source.receive(100_000) for _ in range(5))
+        path = write(Path(folder) / "it.sigmf-meta", captures, About(taken, source.capabilities))
+        with radio.open(f"replay:{path}", SAFE) as opened:
+            yield opened, taken
+
+
+@contextmanager
+def virtual_pluto() -> Iterator[tuple[radio.SafeRadio, radio.RadioConfig]]:
+    air = PlutoAir(2, "pluto-stock", seed=1)
+    try:
+        with radio.open(f"pluto:{air.uris[1]}", SAFE) as opened:
+            yield opened, CONFIG
+    finally:
+        air.close()
 
 
 FACTORIES: dict[str, Callable[[], Opened]] = {
@@ -54,10 +87,19 @@ FACTORIES: dict[str, Callable[[], Opened]] = {
     "loopback usrp-ref": in_process("usrp-ref"),
     "loopback over tcp, pluto-stock": over_tcp("pluto-stock"),
     "loopback over tcp, usrp-ref": over_tcp("usrp-ref"),
+    "replay": replayed,
+    "virtual pluto": virtual_pluto,
 }
+REAL_TIME = {"virtual pluto": (pytest.mark.realtime, parts.libiio)}
+#: Hear their own transmitter through its leakage.
+HEARING = FACTORIES.keys() - {"loopback ideal", "replay"}
 
 
-@pytest.fixture(params=list(FACTORIES))
+def named(*names: str) -> list[object]:
+    return [pytest.param(name, marks=REAL_TIME.get(name, ())) for name in names]
+
+
+@pytest.fixture(params=named(*FACTORIES))
 def fresh(request: pytest.FixtureRequest) -> Iterator[tuple[radio.SafeRadio, radio.RadioConfig]]:
     with FACTORIES[request.param]() as made:
         yield made
@@ -67,6 +109,25 @@ def fresh(request: pytest.FixtureRequest) -> Iterator[tuple[radio.SafeRadio, rad
 def ready(fresh) -> radio.SafeRadio:
     fresh[0].configure(fresh[1])
     return fresh[0]
+
+
+@pytest.fixture(params=named(*REAL_TIME))
+def flowing(request: pytest.FixtureRequest) -> Iterator[radio.SafeRadio]:
+    with FACTORIES[request.param]() as (opened, config):
+        opened.configure(config)
+        yield opened
+
+
+@pytest.fixture(params=named(*sorted(HEARING)))
+def hearing(request: pytest.FixtureRequest) -> Iterator[radio.SafeRadio]:
+    with FACTORIES[request.param]() as (opened, config):
+        opened.configure(config)
+        yield opened
+
+
+def ahead(opened: radio.SafeRadio) -> int:
+    """Give a TX index that can be met by a host that is busy for a moment."""
+    return opened.earliest() + (200_000 if opened.capabilities.real_time else 4096)
 
 
 def wave(count: int, size: float = 0.01) -> np.ndarray:
@@ -115,10 +176,10 @@ def test_receive_counts_samples(ready):
 
 
 def test_transmit_keeps_to_its_time(ready):
-    early = ready.earliest()
-    report = ready.transmit(wave(3000), early + 4096)
-    assert (report.start, report.count, report.clipped) == (early + 4096, 3000, 0)
-    assert ready.earliest() >= early + 4096 + 3000
+    begin = ahead(ready)
+    report = ready.transmit(wave(3000), begin)
+    assert (report.start, report.count, report.clipped) == (begin, 3000, 0)
+    assert ready.earliest() >= begin + 3000
     late = ready.earliest() - 1
     with pytest.raises(TooLate) as caught:
         ready.transmit(wave(100), late)
@@ -128,6 +189,42 @@ def test_transmit_keeps_to_its_time(ready):
     moved = ready.earliest()
     ready.receive(60_000)
     assert ready.earliest() >= moved
+
+
+def test_bursts_neither_overlap_nor_go_back_in_time(ready):
+    first = ready.transmit(wave(3000), ahead(ready))
+    for start, least in ((first.start + 100, 2900), (first.start - 1_000_000, 1_000_000), (-(10**12), 10**12)):
+        with pytest.raises(TooLate) as caught:
+            ready.transmit(wave(100), start)
+        assert caught.value.late_samples >= least
+    assert ready.transmit(wave(100), ahead(ready)).events == ()  # a refusal spoils nothing
+
+
+def test_receive_reaches_into_the_future(ready):
+    begin = ready.newest() + 30_000
+    assert begin >= ready.now() + 30_000
+    taken = ready.receive(1000, begin)
+    assert (taken.start, taken.samples.size, ready.now()) == (begin, 1000, begin + 1000)
+    assert ready.newest() >= ready.now()
+
+
+def test_events_lie_in_the_capture_they_spoil(ready):
+    for _ in range(5):
+        taken = ready.receive(20_000)
+        for event in taken.events:
+            assert event.kind in get_args(EventKind)
+            assert event.index < taken.start + 20_000 and event.index + max(event.count, 1) > taken.start
+
+
+def test_transmit_settings_are_read_back_and_disturb_no_stream(ready):
+    before = ready.receive(100)
+    taken = ready.configure(replace(CONFIG, tx_attenuation_db=20.1))
+    assert taken.tx_attenuation_db == pytest.approx(20.1, abs=0.26)
+    assert ready.configure(taken) == taken
+    assert (taken.rate_hz, taken.rx_gain_db) == pytest.approx((CONFIG.rate_hz, CONFIG.rx_gain_db))
+    assert ready.now() >= before.start + 100
+    with pytest.raises(RadioRefused):
+        ready.receive(10, before.start)
 
 
 def test_clipping_is_counted_not_wrapped(ready):
@@ -154,5 +251,84 @@ def test_mute_and_close_may_be_repeated(ready):
     ready.transmit(wave(100))
     ready.close()
     ready.close()
-    with pytest.raises(RadioError):
-        ready.transmit(wave(100))
+    for use in (lambda: ready.transmit(wave(100)), lambda: ready.receive(10), lambda: ready.configure(CONFIG)):
+        with pytest.raises(TestbedError):
+            use()
+
+
+def tone_heard(opened: radio.SafeRadio, report: radio.TxReport, offset: int) -> float:
+    """Measure the amplitude of ``wave`` in the radio's own receiver, where the report says that it was sent."""
+    taken = opened.receive(report.count - 200, report.start - offset + 100)
+    return float(np.abs(np.vdot(wave(taken.samples.size, 1.0), taken.samples))) / taken.samples.size
+
+
+def test_muting_silences_what_is_pending_and_the_next_burst_is_on_the_air_again(hearing):
+    offset = measure_offset(hearing, 7)
+    first = hearing.transmit(wave(20_000, 0.1), ahead(hearing))
+    loud = tone_heard(hearing, first, offset)
+    dropped = hearing.transmit(wave(20_000, 0.1), ahead(hearing))
+    hearing.mute()
+    silent = tone_heard(hearing, dropped, offset)
+    again = hearing.transmit(wave(20_000, 0.1), ahead(hearing))
+    assert silent < 0.05 * loud
+    assert tone_heard(hearing, again, offset) == pytest.approx(loud, rel=0.1)
+
+
+def test_time_goes_on_by_itself(flowing):
+    rate_hz = flowing.receive(100).rate_hz
+    begin, now, began_s = flowing.newest(), flowing.now(), time.monotonic()
+    time.sleep(0.5)
+    flowed, passed_s = flowing.newest() - begin, time.monotonic() - began_s
+    block = 2 * flowing.capabilities.block_samples
+    assert flowed == pytest.approx(passed_s * rate_hz, abs=0.05 * rate_hz + block)
+    assert flowing.now() == now  # nothing is taken from a reader that comes late
+    assert flowing.receive(1000).start == now
+    waited_s = time.monotonic()
+    flowing.receive(1000, flowing.newest() + round(0.3 * rate_hz))
+    assert time.monotonic() - waited_s == pytest.approx(0.3, abs=0.2)
+
+
+def test_an_index_is_an_instant(flowing):
+    """Late readers get what was there at the time: a burst is found where it was sent, half a second after."""
+    offset = measure_offset(flowing, 7)
+    report = flowing.transmit(wave(20_000, 0.1), ahead(flowing))
+    while flowing.newest() < report.start - offset + 500_000:
+        time.sleep(0.05)
+    late = tone_heard(flowing, report, offset)
+    assert late > 20 * tone_heard(flowing, replace(report, start=report.start + 30_000), offset)
+
+
+def test_one_thread_sends_while_another_receives(flowing):
+    sent: list[radio.TxReport] = []
+
+    def send() -> None:
+        for _ in range(20):
+            sent.append(flowing.transmit(wave(500), ahead(flowing)))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    begin = flowing.now()
+    taken = [flowing.receive(50_000) for _ in range(10)]
+    thread.join()
+    assert [each.start for each in taken] == [begin + 50_000 * number for number in range(10)]
+    assert [event for each in taken for event in each.events] == []
+    assert all(before.start + 500 <= after.start for before, after in pairwise(sent))
+    assert len(sent) == 20 and not any(each.events for each in sent)
+
+
+def test_closing_ends_a_wait(flowing):
+    ended: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            flowing.receive(1000, flowing.newest() + 60_000_000)
+        except RadioError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.3)
+    assert thread.is_alive()
+    flowing.close()
+    thread.join(3.0)
+    assert not thread.is_alive() and len(ended) == 1
