@@ -28,20 +28,19 @@ if TYPE_CHECKING:
 from radio.base import Capabilities, Capture, Discovered, RadioConfig, Samples, Tier, TxReport
 from radio.errors import ConfigError, RadioError, RadioNotFound, RadioRefused, TooLate
 from radio.ring import RxRing
+from radio.usrp_clock import last_pps, lock_reference, set_time, wait
 from radio.usrp_stream import FULL_SCALE, REMEDY, STALL_S, Streams, to_pairs
 
 OPENS_MUTED = True
 
 SAFE_RATE_HZ = 10e6  # what one Python process keeps up with in both directions
+FULL_SCALE_DBM = 20.0  # at the highest gain, the most that common daughterboards give: B2xx 10 to 17, UBX and SBX 20
 LEAD_S = 0.05  # a burst reaches the device this long before its time: less comes late under load
-LOCK_S = 10.0
-EDGE_S = 1.2
 CLAIM_S = 8.0  # a network USRP lets go of a dead owner after some 5 s
 HOP_HZ = 250e6
 APT = "apt-get install -y --no-install-recommends python3-uhd, and run in the environment that `make env-uhd` makes"
 NUMPY = "use an environment with numpy<2, such as `make env-uhd` makes"
 
-_EPOCH_S = time.monotonic()  # indices of a radio opened twice in one process keep growing
 _open: weakref.WeakValueDictionary[str, UsrpRadio] = weakref.WeakValueDictionary()  # UHD lends a device out twice
 
 
@@ -191,63 +190,12 @@ class UsrpRadio:
         _open[self.serial] = self
         try:
             with _asking(self.name):
-                self._lock_reference()
+                lock_reference(self._usrp, self.name, self._clock, self._pulse)
                 self.mute()
                 self._max_rate_hz = min(SAFE_RATE_HZ, self._usrp.get_rx_rates(0).stop())
         except (RadioError, KeyboardInterrupt):
             self.close()
             raise
-
-    # --- clock and time
-
-    def _lock_reference(self) -> None:
-        usrp = self._usrp
-        for kind, wanted, known in (
-            ("clock", self._clock, usrp.get_clock_sources(0)),
-            ("time", self._pulse, usrp.get_time_sources(0)),
-        ):
-            if wanted not in known:
-                raise RadioRefused(
-                    f"{self.name} has no {kind} source {wanted}; it has {list(known)}", "choose from these"
-                )
-        usrp.set_clock_source(self._clock, 0)
-        usrp.set_time_source(self._pulse, 0)
-        if self._clock != "internal":
-            if "ref_locked" not in usrp.get_mboard_sensor_names(0):
-                raise RadioRefused(f"{self.name} does not tell if its reference is locked", "use its internal clock")
-            self._wait(lambda: usrp.get_mboard_sensor("ref_locked", 0).to_bool(), LOCK_S, "10 MHz reference")
-        before = usrp.get_time_now(0).get_real_secs()
-        time.sleep(0.02)
-        if usrp.get_time_now(0).get_real_secs() == before:
-            raise RadioRefused(
-                f"{self.name}: its time stands still at {before:g} s, so no burst can be timed",
-                "use a device, or a simulator, whose time runs",
-            )
-
-    def _wait(self, locked: Any, patience_s: float, what: str) -> None:
-        deadline = time.monotonic() + patience_s
-        while not locked():
-            if time.monotonic() > deadline:
-                raise RadioRefused(f"{self.name}: the {what} is not locked after {patience_s:g} s", "check its cable")
-            time.sleep(0.02)
-
-    def _set_time(self) -> None:
-        """Set the time: with a PPS to the host's second of the day at an edge, so that all radios agree."""
-        spec = self._uhd.types.TimeSpec
-        if self._pulse == "internal":
-            fraction, whole = math.modf(time.monotonic() - _EPOCH_S)
-            self._usrp.set_time_now(spec(int(whole), fraction), 0)
-            return
-        last = self.last_pps()
-        self._wait(lambda: self.last_pps() != last, EDGE_S, "PPS")
-        second = round(time.time()) % 86400 + 1  # just after an edge: the host may be off by less than half a second
-        self._usrp.set_time_next_pps(spec(second, 0.0), 0)
-        time.sleep(1.1)
-        last = self.last_pps()
-        if last not in ((second, 0.0), (second + 1, 0.0)):
-            raise RadioRefused(
-                f"{self.name}: time at the PPS reads {last}, set to {(second, 0.0)}", "check the PPS cable"
-            )
 
     def last_pps(self) -> tuple[int, float]:
         """Give the device's time at the last PPS edge, whole seconds and fraction.
@@ -255,10 +203,7 @@ class UsrpRadio:
         Nodes that share a PPS read the same whole second between two edges, with fraction 0: compare before trusting.
         """
         with _asking(self.name):
-            told = self._usrp.get_time_last_pps(0)
-            return told.get_full_secs(), told.get_frac_secs()
-
-    # --- settings
+            return last_pps(self._usrp)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -276,6 +221,7 @@ class UsrpRadio:
             shared_reference=shared,
             reports_losses=True,
             real_time=True,
+            tx_full_scale_dbm=FULL_SCALE_DBM,
         )
 
     def _check(self, wanted: RadioConfig) -> None:
@@ -298,6 +244,8 @@ class UsrpRadio:
     def configure(self, wanted: RadioConfig) -> RadioConfig:
         """Apply settings in UHD's order, gain by hand, and read them back; a new rate restarts time and streams."""
         old, asked = self._config, self._wanted
+        if self._usrp is None:
+            raise RadioError(f"{self.name} is closed", "open it again")
         if old is not None and wanted in (old, asked):
             return old
 
@@ -317,19 +265,20 @@ class UsrpRadio:
                         f"{usrp.get_tx_rate(0):g} for transmit",
                         "choose a rate that divides the master clock",
                     )
-                self._set_time()
+                set_time(self._uhd, self._usrp, self.name, self._pulse)
             if new("rx_hz"):
                 self._tune_rx(wanted.rx_hz)
             if new("tx_hz"):
                 usrp.set_tx_freq(self._uhd.types.TuneRequest(wanted.tx_hz), 0)
                 if "lo_locked" in usrp.get_tx_sensor_names(0):
-                    self._wait(lambda: usrp.get_tx_sensor("lo_locked", 0).to_bool(), STALL_S, "transmit LO")
+                    wait(lambda: usrp.get_tx_sensor("lo_locked", 0).to_bool(), STALL_S, f"{self.name}: the transmit LO")
             if new("bandwidth_hz"):
                 usrp.set_rx_bandwidth(wanted.bandwidth_hz, 0)
                 usrp.set_tx_bandwidth(wanted.bandwidth_hz, 0)
             with suppress(RuntimeError, NotImplementedError):  # a daughterboard without automatic gain
                 usrp.set_rx_agc(False, 0)
             usrp.set_rx_gain(wanted.rx_gain_db, 0)
+            power = usrp.get_tx_gain_range(0)
             self._config = taken = replace(
                 wanted,
                 rate_hz=usrp.get_rx_rate(0),
@@ -337,9 +286,10 @@ class UsrpRadio:
                 tx_hz=usrp.get_tx_freq(0),
                 bandwidth_hz=min(usrp.get_tx_bandwidth(0), usrp.get_tx_rate(0)),  # a filter may be wider than the rate
                 rx_gain_db=usrp.get_rx_gain(0),
+                tx_attenuation_db=power.stop() - power.clip(power.stop() - wanted.tx_attenuation_db, True),
             )
             if not self._muted:
-                self._unmute()
+                self._unmute(taken)
             if self._streams is None:
                 self._start_streams(taken)
         return taken
@@ -349,7 +299,7 @@ class UsrpRadio:
         usrp = self._usrp
         usrp.set_rx_freq(self._uhd.types.TuneRequest(hz), 0)
         if "lo_locked" in usrp.get_rx_sensor_names(0):
-            self._wait(lambda: usrp.get_rx_sensor("lo_locked", 0).to_bool(), STALL_S, "receive LO")
+            wait(lambda: usrp.get_rx_sensor("lo_locked", 0).to_bool(), STALL_S, f"{self.name}: the receive LO")
 
     def _start_streams(self, config: RadioConfig) -> None:
         self._streams = Streams(self._uhd, self._usrp, self._ring, config.rate_hz, self.name)
@@ -375,13 +325,14 @@ class UsrpRadio:
 
     # --- samples
 
-    def _unmute(self) -> None:
-        assert self._config is not None
-        power = self._usrp.get_tx_gain_range(0)
-        wanted = power.stop() - self._config.tx_attenuation_db
+    def _unmute(self, config: RadioConfig) -> None:
+        """Bring the gain back and read it; a burst that was muted must not be heard now, so wait for its end."""
+        if self._muted and self._streams is not None:
+            self._streams.play_out()
+        wanted = self._usrp.get_tx_gain_range(0).stop() - config.tx_attenuation_db
         self._usrp.set_tx_gain(wanted, 0)
         taken = self._usrp.get_tx_gain(0)
-        if abs(taken - wanted) > max(power.step(), 1e-6):
+        if abs(taken - wanted) > 0.01:
             raise RadioError(f"{self.name}: transmit gain reads {taken:g} dB, wanted {wanted:g} dB", "open it again")
         self._muted = False
 
@@ -392,6 +343,10 @@ class UsrpRadio:
             TooLate: less than the lead is left.
         """
         pairs, clipped = to_pairs(samples, self.name)
+        streams = self._running()
+        if self._muted and self._config is not None:
+            with _asking(self.name):
+                self._unmute(self._config)
         first = self.earliest()
         start = first if start is None else start
         if start < first:
@@ -400,11 +355,8 @@ class UsrpRadio:
                 "plan further ahead",
                 first - start,
             )
-        with _asking(self.name):
-            if self._muted:
-                self._unmute()
         self._end = start + len(pairs)
-        return TxReport(start, len(pairs), clipped, self._running().add(pairs, start))
+        return TxReport(start, len(pairs), clipped, streams.add(pairs, start))
 
     def earliest(self) -> int:
         """Give the first TX index that is free and a lead away from the device's time."""
@@ -451,6 +403,7 @@ class UsrpRadio:
         finally:
             with suppress(RuntimeError):
                 self._stop_streams()
+            self._ring.fail(RadioError(f"{self.name} is closed", "open it again"))
             self._usrp = self._config = None
             _open.pop(self.serial, None)
 

@@ -20,7 +20,8 @@ IQ = Int16[np.ndarray, "sample 2"]
 FULL_SCALE = 2.0**15
 START_S = 0.1
 BLOCK_S = 2e-3
-CHUNK_S = 0.02  # a mute waits for no more than this of a burst
+HAND_S = 0.1  # a burst is handed over this long before its time: until then a mute can drop it
+CHUNK_S = 0.02  # what a mute cannot cut off a burst that is being handed over
 STALL_S = 1.0
 REMEDY = "check power and cable, then open it again"
 
@@ -66,7 +67,7 @@ class Streams:
         self.error: RadioError | None = None
         self._stop = threading.Event()
         self._bursts: queue.Queue[tuple[IQ, int, int]] = queue.Queue()
-        self._drops = 0
+        self._drops = self._handed = 0
         self._events: deque[StreamEvent] = deque()
         self._threads: list[threading.Thread] = []
 
@@ -144,24 +145,32 @@ class Streams:
         while not self._bursts.empty():
             self._bursts.get_nowait()
 
+    def play_out(self) -> None:
+        """Wait until what was handed over before a ``drop`` is over: it cannot be taken back."""
+        while (left := self._handed - self.ticks()) > 0:
+            time.sleep(left / self._rate_hz)
+
     def _sending(self) -> None:
         """Hand bursts to the device, and collect what it says of them, until told to stop."""
         start = count = 0
         while not self._stop.is_set():
-            try:
-                pairs, start, drops = self._bursts.get(timeout=0.1)
-            except queue.Empty:
-                pass
-            else:
-                count = len(pairs)
-                self._send(pairs, start, drops)
             self._listen(start, count)
+            try:
+                pairs, start, drops = self._bursts.get(timeout=0.05)
+            except queue.Empty:
+                continue
+            count = len(pairs)
+            while (early_s := (start - self.ticks()) / self._rate_hz - HAND_S) > 0 and drops == self._drops:
+                self._stop.wait(min(early_s, CHUNK_S))
+            if drops == self._drops:
+                self._send(pairs, start, drops)
 
     def _send(self, pairs: IQ, start: int, drops: int) -> None:
         metadata = self._types.TXMetadata()
         metadata.start_of_burst = metadata.has_time_spec = True
         metadata.time_spec = self._spec(start)
         words, chunk, sent = pairs.view(np.int32).reshape(1, -1), max(1, round(CHUNK_S * self._rate_hz)), 0
+        self._handed = start + chunk
         while sent < words.shape[1]:
             cut = drops != self._drops
             piece = np.zeros((1, 1), np.int32) if cut else words[:, sent : sent + chunk]
@@ -173,6 +182,7 @@ class Streams:
             if not taken:
                 raise RuntimeError(f"a burst for TX index {start} is not taken after {sent} samples")
             sent += taken
+            self._handed = start + sent
             metadata.start_of_burst = metadata.has_time_spec = False
 
     def _listen(self, start: int, count: int) -> None:
