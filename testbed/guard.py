@@ -158,7 +158,7 @@ def _alone(uri: str) -> Iterator[None]:
         yield
 
 
-def _mute(silence: Callable[[], None], note: Callable[..., None], why: str) -> None:
+def _mute(silence: Callable[[], None], note: Callable[..., None], why: str) -> bool:
     """Mute and say so; a device that is just being let go of by its dead owner may need a second try."""
     begin_s = time.monotonic()
     while True:
@@ -167,16 +167,19 @@ def _mute(silence: Callable[[], None], note: Callable[..., None], why: str) -> N
         except Exception as error:  # noqa: BLE001  whatever went wrong, the transmitter must be tried again
             if time.monotonic() - begin_s > TRIES_S:
                 note("not-muted", why=why, seconds=time.monotonic() - begin_s, error=str(error))
-                return
+                return False
             time.sleep(RETRY_S)
         else:
             note("muted", why=why, seconds=time.monotonic() - begin_s)
-            return
+            return True
 
 
 def _watch(beats: int, silence: Callable[[], None], note: Callable[..., None]) -> None:
-    """Read signs of life until there can be no more."""
-    hung = False
+    """Read signs of life until there can be no more.
+
+    A device that a hung daemon holds for itself alone, as over USB, is muted once that daemon is no more.
+    """
+    daemon, hung = os.getppid(), False
     while True:
         ready, _, _ = select.select([beats], [], [], ALLOWANCE_S)
         told = os.read(beats, 4096) if ready else None
@@ -184,8 +187,9 @@ def _watch(beats: int, silence: Callable[[], None], note: Callable[..., None]) -
             _mute(silence, note, "the daemon died")
             return
         if told is None:
-            if not hung:
-                _mute(silence, note, f"no sign of life for {ALLOWANCE_S:g} s")
+            if not hung and not _mute(silence, note, f"no sign of life for {ALLOWANCE_S:g} s"):
+                note("killed", why="the daemon hangs and holds its radio")
+                os.kill(daemon, signal.SIGKILL)
             hung = True
         elif GOODBYE in told:
             note("dismissed")

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import parts
 import pytest
+from pluto_air import PlutoAir
 
 import radio
 from radio.airserver import EtherServer
@@ -30,7 +32,8 @@ from pathlib import Path
 import numpy as np
 import radio
 from testbed.guard import open_guarded
-with open_guarded(sys.argv[1], radio.PROFILES["conducted"], Path(sys.argv[2])) as held:
+safety = radio.PROFILES["conducted"].model_copy(update={"attenuation_db": 60.0})
+with open_guarded(sys.argv[1], safety, Path(sys.argv[2])) as held:
     held.configure(radio.RadioConfig(1e6, 915e6, 915e6, 1e6, 60.0))
     for word in sys.stdin:
         held.transmit(np.full(1000, 0.1, np.complex64), held.earliest())
@@ -66,10 +69,10 @@ def air() -> Iterator[Air]:
 
 
 class Daemon:
-    """A small program that holds radio ``n`` and sends a burst for every line it is given."""
+    """A small program that holds a radio and sends a burst for every line it is given."""
 
-    def __init__(self, air: Air, folder: Path, start_new_session: bool = False) -> None:
-        command = [sys.executable, "-c", DAEMON, air.uri("n"), str(folder)]
+    def __init__(self, uri: str, folder: Path, start_new_session: bool = False) -> None:
+        command = [sys.executable, "-c", DAEMON, uri, str(folder)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=start_new_session
         )
@@ -83,7 +86,7 @@ class Daemon:
 
 @pytest.fixture
 def daemon(air: Air, tmp_path: Path) -> Iterator[Daemon]:
-    made = Daemon(air, tmp_path)
+    made = Daemon(air.uri("n"), tmp_path)
     made.send()
     assert not air.muted("n")
     yield made
@@ -140,7 +143,7 @@ def test_an_orderly_end_needs_no_guard(air: Air, daemon: Daemon, tmp_path: Path)
 
 
 def test_the_guard_outlives_its_daemons_process_group(air: Air, tmp_path: Path) -> None:
-    daemon = Daemon(air, tmp_path, start_new_session=True)
+    daemon = Daemon(air.uri("n"), tmp_path, start_new_session=True)
     daemon.send()
     os.killpg(daemon.process.pid, signal.SIGKILL)
     within(1.0, lambda: air.muted("n"))
@@ -182,6 +185,35 @@ def test_a_guard_says_why_it_could_not_mute(air: Air, daemon: Daemon, tmp_path: 
     daemon.process.kill()
     within(module.TRIES_S + 2.0, lambda: states(tmp_path) == ["up", "not-muted"])
     assert "no simulated air answered" in lines(tmp_path)[1]["error"]
+
+
+def test_a_daemon_that_hangs_and_cannot_be_muted_is_killed(air: Air, daemon: Daemon, tmp_path: Path) -> None:
+    air.close()
+    daemon.process.send_signal(signal.SIGSTOP)
+    assert daemon.process.wait(ALLOWANCE_S + module.TRIES_S + 2.0) == -signal.SIGKILL
+    within(module.TRIES_S + 2.0, lambda: states(tmp_path) == ["up", "not-muted", "killed", "not-muted"])
+
+
+@pytest.mark.realtime
+@parts.libiio
+@pytest.mark.parametrize(("number", "allowance_s"), [(signal.SIGKILL, 0.0), (signal.SIGSTOP, ALLOWANCE_S)])
+def test_a_pluto_goes_dark_when_its_daemon_is_killed_or_stopped(
+    tmp_path: Path, number: int, allowance_s: float
+) -> None:
+    plutos = PlutoAir(2, "pluto-stock")
+    try:
+        daemon = Daemon(f"pluto:{plutos.uris[1]}", tmp_path)
+        with daemon.process as process:
+            daemon.send()
+            within(2.0, lambda: plutos.ask(1, "powered"))
+            assert plutos.ask(1, "config")["tx_attenuation_db"] == 0.0
+            process.send_signal(number)
+            within(allowance_s + 1.0, lambda: not plutos.ask(1, "powered"))
+            within(0.1, lambda: plutos.ask(1, "config")["tx_attenuation_db"] == 89.75)
+            within(1.0, lambda: states(tmp_path) == ["up", "muted"])
+            process.kill()
+    finally:
+        plutos.close()
 
 
 class RealDaemons(Launcher):
