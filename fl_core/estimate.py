@@ -21,25 +21,24 @@ from fl_core.seeds import generator
 from fl_core.theory import Constants
 
 Operator = Callable[[Tensor], Tensor]
-ITERATIONS = 15  # of the power method: a few per cent of the norm, far less than between two points
+ITERATIONS = 12  # of the power method: a few per cent of the norm, far less than between two points
 
 
-def spectral_norm(operator: Operator, start: Float[Tensor, " d"], iterations: int = ITERATIONS) -> float:
-    """Return the largest |eigenvalue| of a symmetric operator on R^d by the power method, approached from below.
+def spectral_norms(
+    operator: Operator, starts: Float[Tensor, "k d"], iterations: int = ITERATIONS
+) -> Float[Tensor, " k"]:
+    """Return the largest |eigenvalue| of k symmetric operators on R^d by the power method, approached from below.
 
     Args:
-        operator: v -> H v.
-        start: a random vector (d,).
-        iterations: applications of the operator.
+        operator: k vectors -> one product with each operator, shapes (k, d).
+        starts: random vectors (k, d).
+        iterations: applications of the operators.
     """
-    vector, size = _unit(start), 0.0
+    vectors, sizes = starts, torch.zeros(())
     for _ in range(iterations):
-        image = operator(vector)
-        size = float(image.norm())
-        if size == 0.0:
-            break
-        vector = image / size
-    return size
+        images = operator(vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-30))
+        vectors, sizes = images, images.norm(dim=1)
+    return sizes
 
 
 def hessian_smoothness(
@@ -122,14 +121,20 @@ def _at(
     def meta(task: Task) -> Tensor:
         return meta_gradient(model, theta, *task, alpha, "exact")
 
-    def curvature(batch: Batch) -> Operator:
-        """Return v -> H v for the mean loss of stacked batches."""
-        slope = grad(lambda point: vmap(lambda each: loss(model, point, each))(batch).mean())
-        along = grad(lambda point, vector: torch.dot(slope(point), vector))
-        return lambda vector: along(theta, vector)
+    def along(each: Batch, vector: Tensor) -> Tensor:
+        slope = grad(lambda point: loss(model, point, each))
+        product: Tensor = grad(lambda point: torch.dot(slope(point), vector))(theta)
+        return product
 
-    def apart(first: Operator, second: Operator) -> float:
-        return spectral_norm(lambda vector: first(vector) - second(vector), start) ** 2
+    def own_products(batch: Batch, vectors: Tensor) -> Tensor:
+        """Multiply the Hessian of each of the stacked batches with its own vector."""
+        products: Tensor = vmap(along, chunk_size=chunk)(batch, vectors)
+        return products
+
+    def products(batch: Batch, vectors: Tensor) -> Tensor:
+        """Multiply the Hessian of the mean loss of stacked batches with every vector."""
+        count = batch.y.shape[0]
+        return torch.stack([own_products(batch, vector.expand(count, -1)).mean(0) for vector in vectors])
 
     def bending(task: Task) -> float:
         return hessian_smoothness(lambda point: slopes(task.support, point).mean(0), theta, start)
@@ -141,20 +146,24 @@ def _at(
     chance = float(scatter.mean()) * (1.0 - 1.0 / len(tasks)) / draws
     spread = float((own - own.mean(0)).square().sum(1).mean()) - chance
     metas = torch.stack([vmap(meta, chunk_size=chunk)(task) for task in tasks])
-    curved = [curvature(task.support) for task in tasks]
-    whole = curvature(everything.support)
-    rough = [
-        sum(apart(curvature(Batch(task.support.x[k : k + 1], task.support.y[k : k + 1])), mine) for k in range(draws))
-        for task, mine in zip(tasks, curved, strict=True)
-    ]
+
+    def curvature(task: Task) -> list[float]:
+        """Return L_G, sigma_H^2 of a batch and gamma_H^2 of one client."""
+        batch, one = task.support, start[None]
+        each = spectral_norms(lambda v: own_products(batch, v) - products(batch, v), start.expand(draws, -1))
+        apart = spectral_norms(lambda v: products(batch, v) - products(everything.support, v), one)
+        smooth = spectral_norms(lambda v: products(batch, v), one)
+        return [float(smooth), float(each.square().sum()) / (draws - 1), float(apart.square())]
+
+    smooth, rough, apart = zip(*(curvature(task) for task in tasks), strict=True)
     return {
         "gradient": float(own.norm(dim=1).max()),
-        "smoothness": max(spectral_norm(mine, start) for mine in curved),
+        "smoothness": max(smooth),
         "hessian_smoothness": max(bending(task) for task in tasks),
         "gradient_variance": size * float(scatter.max()),
-        "hessian_variance": size * max(rough) / (draws - 1),
+        "hessian_variance": size * max(rough),
         "gradient_spread": max(0.0, spread),
-        "hessian_spread": sum(apart(mine, whole) for mine in curved) / len(tasks),
+        "hessian_spread": sum(apart) / len(tasks),
         "meta_square": float(metas.square().sum(2).mean(1).max()),
     }
 

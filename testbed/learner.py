@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from fl_core.data import evaluation_tasks, full_tasks, load, new_clients, split_
 from fl_core.decode import nmse_db
 from fl_core.mac import Channel
 from fl_core.maml import evaluate, gradient_norm_squared, rates
+from fl_core.measure import Row, World, measure
 from fl_core.models import build
 from fl_core.rounds import choose_clients, client_update, initial_parameters, outer_step, simulate
 from fl_core.schemes import Csi, Plan, make_scheme
@@ -213,4 +215,46 @@ class Teacher(_Common):
         self.theta = torch.from_numpy(np.array(arrays["theta"], np.float32))
 
 
-__all__ = ["Pupil", "Teacher", "Work"]
+def measure_trial(experiment: Experiment) -> list[Row]:
+    """Run one experiment through the simulated channel, without radios; one row per measurement.
+
+    Raises:
+        ConfigError: settings that do not fit one another, or rates under which training diverges.
+        MemoryError: the process may not take as much memory as it needs.
+    """
+    run = experiment.run
+    with _user_errors():
+        return measure(
+            _world(experiment), rounds=run.rounds, active=run.clients_per_round, evaluate_every=run.evaluate_every
+        )[0]
+
+
+def constants(experiment: Experiment) -> dict[str, float]:
+    """Estimate the constants of the convergence bound where training starts.
+
+    Raises:
+        ConfigError: settings that do not fit one another.
+        MemoryError: the process may not take as much memory as it needs.
+    """
+    with _user_errors():
+        return asdict(_world(experiment).constants())
+
+
+def _world(experiment: Experiment) -> World:
+    torch.set_num_threads(1)
+    return World.make(experiment.data, experiment.model, experiment.learn, experiment.scheme, experiment.run.seed)
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):  # torch has no class of its own for this on the CPU
+            raise
+        raise MemoryError(str(error).splitlines()[0]) from error
+
+
+__all__ = ["Pupil", "Teacher", "Work", "constants", "measure_trial"]

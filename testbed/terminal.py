@@ -6,13 +6,16 @@ import json
 import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["JsonReader", "Terminal"]
+if TYPE_CHECKING:
+    from testbed.sweep import Progress as SweepStand
+
+__all__ = ["JsonReader", "SweepBar", "Terminal"]
 
 Event = Mapping[str, Any]
 
@@ -158,3 +161,49 @@ def _percent(value: Any) -> str:
 def _plain(value: Any) -> str:
     """Text of others, with the brackets that rich would take for markup made harmless."""
     return str(value).replace("[", r"\[")
+
+
+class SweepBar:
+    """Follows a sweep: a bar that moves on a terminal, one line per point elsewhere.
+
+    Args:
+        console: where to draw.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("[bold]point"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None, facts="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Show a line above the bar."""
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    def __call__(self, stand: SweepStand) -> None:
+        """Take the state of the sweep after a point."""
+        facts = f"{stand.kept} from before, largest worker {stand.peak_mb:.0f} MB"
+        if stand.failed:
+            facts += f", {stand.failed} failed"
+        self._bar.update(self._task, total=stand.total, completed=stand.done, facts=facts)
+        if stand.problem is not None:
+            self.say(f"a point failed: {stand.problem}")
+        if not self._console.is_terminal:
+            self.say(f"point {stand.done}/{stand.total}: {facts}")
