@@ -24,6 +24,8 @@ BLOCK_LIMIT = 1 << 26  # bytes of one block that the kernel of a Pluto would sti
 RETRY_S = 0.05  # how long a buffer that is just being closed on another socket may still be in the way
 POLL_S = 0.05  # how soon a client that went away is noticed
 FAILURES = (OSError, RadioError)
+_WORD = rb"(?:[A-Za-z]+,|iio:)?[-_.A-Za-z0-9]+"
+_LINE = re.compile(rb"%b(?:[ \t]+%b)*" % (_WORD, _WORD))
 
 _DTD = """<!DOCTYPE context [
 <!ELEMENT context (device | context-attribute)*>
@@ -164,7 +166,7 @@ class Iiod:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.timeout_s = 0.0  # one for all connections: clients set it on another socket than they stream on
+        self.timeout_s = 1.0  # one for all connections: clients set it on another socket than they stream on
         self.buffers: dict[str, int] = {}  # kernel buffers of the next stream by device, four where absent
         self.owners: dict[str, Connection] = {}  # who streams by device
 
@@ -209,13 +211,19 @@ class Connection:
         except asyncio.LimitOverrunError:
             self.writer.write(b"%d\n" % -errno.EINVAL)
             return False
-        words = [word.decode("latin-1") for word in line.split()]
-        if not words:
+        line = line.rstrip(b" \t\r\n")
+        if not line:
             return True
-        if words in (["EXIT"], ["QUIT"]):
+        if not _LINE.fullmatch(line):
+            self.writer.write(b"%d\n" % -errno.EINVAL)
+            return True
+        command, *words = line.decode().split()
+        if command.islower():  # every keyword may be written small
+            command = command.upper()
+        if command in ("EXIT", "QUIT") and not words:
             return False
         try:
-            reply = await self._run(words)
+            reply = await self._run(command, words)
         except ConnectionError:
             raise  # the client left, nobody is answered
         except FAILURES as error:
@@ -224,47 +232,44 @@ class Connection:
             self.writer.write(b"%d\n" % reply)
         return True
 
-    async def _run(self, words: list[str]) -> int | None:
+    async def _run(self, command: str, words: list[str]) -> int | None:
         """Run one command; give the number to answer, or None when all was said."""
-        match words:
-            case ["READBUF", name, size]:
+        match command, *words:
+            case "READBUF", name, size:
                 return await self._read_buffer(self._device(name), _number(size))
-            case ["WRITEBUF", name, size]:
+            case "WRITEBUF", name, size:
                 return await self._write_buffer(self._device(name), _number(size))
-            case ["READ", name, *path] if len(path) < 4:
+            case "READ", name, *path if len(path) < 4:
                 self._say(self._read(self._device(name), path))
-            case ["WRITE", name, *path, size] if len(path) < 4:
+            case "WRITE", name, *path, size if len(path) < 4:
                 return await self._write(name, path, _number(size))
-            case ["OPEN", name, samples, mask]:
-                await self._open(self._device(name), _number(samples), mask, False)
-                return 0
-            case ["OPEN", name, samples, mask, "CYCLIC"]:
-                await self._open(self._device(name), _number(samples), mask, True)
-                return 0
-            case ["CLOSE", name]:
-                device = self._device(name)
-                if device.id not in self.open:
-                    raise OSError(errno.ENXIO, device.id)
-                self.release(device.id)
-                return 0
-            case ["SET", name, "BUFFERS_COUNT", count]:
-                await self._set_buffers(self._device(name), _number(count))
-                return 0
-            case ["TIMEOUT", milliseconds]:
+            case "OPEN", name, samples, mask:
+                return await self._open(self._device(name), _number(samples), mask, False)
+            case "OPEN", name, samples, mask, ("CYCLIC" | "cyclic"):
+                return await self._open(self._device(name), _number(samples), mask, True)
+            case "CLOSE", name:
+                return self._close(self._device(name))
+            case "SET", name, ("BUFFERS_COUNT" | "buffers_count"), count:
+                return await self._set_buffers(self._device(name), _number(count))
+            case "TIMEOUT", milliseconds:
                 self.server.timeout_s = max(0, _number(milliseconds)) / 1000.0
                 return 0
-            case ["VERSION"]:
+            case ("VERSION",):
                 self.writer.write(VERSION.encode() + b"\n")
-            case ["PRINT"]:
+            case ("PRINT",):
                 text = self.server.context.xml().encode()
                 self.writer.write(b"%d\n%b\n" % (len(text), text))
-            case ["HELP"]:
+            case ("HELP",):
                 self.writer.write(_HELP)
-            case ["GETTRIG", name] | ["SETTRIG", name] | ["SETTRIG", name, _]:
+            case (("GETTRIG" | "SETTRIG"), name):
                 self._device(name)
                 raise OSError(errno.ENOENT, "no device here has a trigger")
+            case "SETTRIG", name, trigger:
+                self._device(name)
+                known = any(trigger in (device.id, device.name) for device in self.server.context.devices)
+                raise OSError(errno.EINVAL if known else errno.ENOENT, "no device here is a trigger")
             case _:
-                raise OSError(errno.EINVAL, words[0])
+                raise OSError(errno.EINVAL, command)
         return None
 
     def _device(self, name: str) -> Device:
@@ -276,15 +281,17 @@ class Connection:
     def _attributes(self, device: Device, path: list[str]) -> tuple[Mapping[str, Attribute], list[str]]:
         """Give the attributes that a path means, and the rest of the path: the name of one of them, or nothing."""
         match path:
-            case ["DEBUG", *rest]:
+            case [("DEBUG" | "debug"), *rest]:
                 return device.debug, rest
-            case ["BUFFER", *rest]:
+            case [("BUFFER" | "buffer"), *rest]:
                 return device.buffer, rest
-            case [("INPUT" | "OUTPUT") as direction, channel, *rest]:
+            case [("INPUT" | "OUTPUT" | "input" | "output") as direction, channel, *rest]:
                 for found in device.channels:
-                    if channel in (found.id, found.name) and found.output == (direction == "OUTPUT"):
+                    if channel in (found.id, found.name) and found.output == (direction.upper() == "OUTPUT"):
                         return found.attributes, rest
                 raise OSError(errno.ENXIO, channel)
+            case [("INPUT" | "OUTPUT" | "input" | "output")]:
+                raise OSError(errno.EINVAL, "which channel")
         return device.attributes, path
 
     def _read(self, device: Device, path: list[str]) -> bytes:
@@ -323,7 +330,7 @@ class Connection:
                 raise OSError(errno.EBUSY, device.id)
             await asyncio.sleep(0.001)
 
-    async def _open(self, device: Device, samples: int, mask: str, cyclic: bool) -> None:
+    async def _open(self, device: Device, samples: int, mask: str, cyclic: bool) -> int:
         """Open the buffer of a device for this client alone; ``mask`` has a bit for each channel that streams."""
         if len(mask) != 8 * -(-len(device.channels) // 32) or not re.fullmatch("[0-9a-fA-F]+", mask):
             raise OSError(errno.EINVAL, mask)
@@ -338,12 +345,20 @@ class Connection:
         device.stream.open(samples, channels, self.server.buffers.get(device.id, 4), cyclic)
         self.server.owners[device.id] = self
         self.open[device.id] = Opened(device.stream, step, samples * step, mask.lower(), cyclic)
+        return 0
 
-    async def _set_buffers(self, device: Device, count: int) -> None:
+    def _close(self, device: Device) -> int:
+        if device.id not in self.open:
+            raise OSError(errno.ENXIO, device.id)
+        self.release(device.id)
+        return 0
+
+    async def _set_buffers(self, device: Device, count: int) -> int:
         if count < 1:
             raise OSError(errno.EINVAL, device.id)
         await self._free(device)
         self.server.buffers[device.id] = count
+        return 0
 
     def release(self, name: str) -> None:
         """Close a buffer of this client."""
