@@ -25,6 +25,7 @@ from radio.pluto_radio import PlutoRadio
 from radio.pluto_stream import IQ
 
 OPENS_MUTED = True
+RX_BUFFERS = 32  # a deep queue delays nothing on the receive side, and bridges what holds the host up
 
 PHY, ADC, DAC, TDD = "ad9361-phy", "cf-ad9361-lpc", "cf-ad9361-dds-core-lpc", "iio-axi-tdd-0"
 LOWEST_RATE_HZ = 521e3  # with the interpolating filter that pyadi-iio loads
@@ -201,6 +202,10 @@ class Block:
             self._view = np.ctypeslib.as_array(self._type.from_address(begin)).reshape(-1, 2)
         return self._view
 
+    def close(self) -> None:
+        """Destroy the buffer, which must be gone before its context is: the library crashes otherwise."""
+        self._buffer = None
+
 
 class Device:
     """An open context and what is set through it. Muted from the start."""
@@ -288,7 +293,7 @@ class Device:
     def blocks(self, block: int, buffers: int) -> tuple[Block, Block]:
         """Open both directions; what is returned must be let go of before this device."""
         adc, dac = (self._context.find_device(name) for name in (ADC, DAC))
-        return Block(self._iio, adc, False, block, buffers), Block(self._iio, dac, True, block, buffers)
+        return Block(self._iio, adc, False, block, RX_BUFFERS), Block(self._iio, dac, True, block, buffers)
 
 
 def reopen(where: Address, serial: str) -> Device:

@@ -96,7 +96,6 @@ class PlutoRadio:
         self._asked: RadioConfig | None = None
         self._taken: RadioConfig | None = None
         self._streams: Streams | None = None
-        self._ports: tuple[Port, ...] = ()
         self._muted, self._quiet_s = True, 0.0
         self._device: Device | None = self._guarded_open("")
         self._told = (self._device.tier, self._device.serial, self._device.driver)
@@ -293,7 +292,7 @@ class PlutoRadio:
         assert self._taken is not None
         self._ring.restart(index, seam)
         self._queue.restart(head)
-        rx, tx = self._ports = device.blocks(self._block, self._buffers)
+        rx, tx = device.blocks(self._block, self._buffers)
         self._streams = Streams(rx, tx, self._ring, self._queue, self._taken.rate_hz, self._block, self._buffers)
         if self._watch.ident is None:
             self._watch.start()
@@ -306,7 +305,7 @@ class PlutoRadio:
         """
         if self._streams is not None and not self._streams.stop(HANG_S):
             raise RadioError(f"{self.name} hangs in its driver", "switch the radio off and on")
-        self._streams, self._ports = None, ()
+        self._streams = None
 
     def _release(self) -> None:
         self._halt()

@@ -7,6 +7,7 @@ by a constant for as long as no sample is lost.
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from collections import deque
@@ -24,6 +25,8 @@ IQ = Int16[np.ndarray, "sample 2"]
 
 DAC_RAIL = 2047  # twelve bits, which the converter takes from the top of sixteen
 PACE_WINDOW_S = 1.0
+DRIFT = 1e-4  # between the crystals of radio and host
+SWITCH_S = 2e-4  # other threads of the process must not hold the interpreter for longer than blocks last
 SETTLE_S = 0.5  # a stream that starts fills its queue first
 
 
@@ -45,6 +48,10 @@ class Port(Protocol):
 
     def samples(self) -> IQ:
         """View the block's memory, valid until the next call of the port."""
+        ...
+
+    def close(self) -> None:
+        """Destroy the buffer, which must be gone before its context is."""
         ...
 
 
@@ -135,41 +142,53 @@ class TxQueue:
 
 
 class Pace:
-    """Counts the samples of a stream against the clock, and tells a loss that can be nothing else.
+    """Counts the samples of a stream against the clock, and tells losses from delays.
 
-    Delays of the host come and go, but no more than the device's queue can be made up for: a stream that fell behind
-    by more than that, against its own best of the last seconds, has lost samples. Neither the status bit of the
-    device nor the order of answers is asked. Slow drift of the two clocks moves the best along.
+    Delays of the host come and go: at some moment of every second the stream is as far as it was ever ahead. It stays
+    behind for good after a loss. One larger than all that may wait between host and converter is told at once, a
+    smaller one when two windows in a row have stayed behind. Neither the status bit of the device, which some firmware
+    has always set, nor its answers are trusted. Drift of the two clocks moves the level along.
 
     Args:
         rate_hz: sample rate.
         queue_samples: what may wait between host and converter.
+        slack_samples: losses smaller than this are taken for drift.
     """
 
-    def __init__(self, rate_hz: float, queue_samples: int) -> None:
-        self._rate_hz, self._queue = rate_hz, queue_samples
-        self._count = 0
-        self._begin_s, self._turn_s = 0.0, -math.inf
-        self._best = self._low = math.inf
+    def __init__(self, rate_hz: float, queue_samples: int, slack_samples: int) -> None:
+        self._rate_hz, self._queue, self._slack = rate_hz, queue_samples, slack_samples
+        self._count = self._doubts = 0
+        self._begin_s, self._turn_s = 0.0, math.inf
+        self._level = self._low = math.inf
 
     def count(self, samples: int, now_s: float) -> int:
         """Count a block that came or went at ``now_s``; returns how many samples were lost before it."""
         if self._count == 0:
-            self._begin_s = now_s
+            self._begin_s, self._turn_s = now_s, now_s + SETTLE_S + PACE_WINDOW_S
         self._count += samples
         elapsed_s = now_s - self._begin_s
         if elapsed_s < SETTLE_S:
             return 0
         behind = elapsed_s * self._rate_hz - self._count
-        if now_s >= self._turn_s:
-            self._turn_s = now_s + PACE_WINDOW_S
-            self._best, self._low = self._low, behind
-        excess = behind - min(self._best, self._low)
-        if excess <= self._queue:
-            self._low = min(self._low, behind)
-            return 0
-        self._count += round(excess)
-        return round(excess)
+        self._low, self._level = min(self._low, behind), min(self._level, behind)
+        lost = behind - self._level
+        if lost <= self._queue:
+            if now_s < self._turn_s:
+                return 0
+            lost = self._judge()
+        self._turn_s, self._low = now_s + PACE_WINDOW_S, math.inf
+        self._count += round(lost)
+        return round(lost)
+
+    def _judge(self) -> float:
+        """Compare the best of a window that ends with the level; returns a loss that is sure by now."""
+        shift = self._low - self._level
+        if shift <= self._slack:
+            self._level += min(shift, DRIFT * self._rate_hz * PACE_WINDOW_S)
+            self._doubts = 0
+            return 0.0
+        self._doubts = (self._doubts + 1) % 2
+        return 0.0 if self._doubts else shift
 
 
 class Streams:
@@ -196,6 +215,7 @@ class Streams:
         self._slips: deque[StreamEvent] = deque()
         self.events: deque[StreamEvent] = deque()  # underflows that no TxReport has told yet
         self._fed_s = self._sent_s = time.monotonic()
+        sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
         self._threads = [
             threading.Thread(target=self._guarded, args=(run,), name=f"pluto-{run.__name__}", daemon=True)
             for run in (self._receive, self._send)
@@ -216,13 +236,15 @@ class Streams:
         return f"no block moved for {quiet_s:.1f} s" if quiet_s > patience_s else ""
 
     def stop(self, patience_s: float) -> bool:
-        """Stop both threads; returns False when one hangs in the device, whose ports must then not be destroyed."""
+        """Stop both threads and close their ports; False when one hangs in the device, and nothing can be closed."""
         self._stop.set()
         for wait_s in (max(0.1, 4 * self._block / self._rate_hz), patience_s):
             deadline = time.monotonic() + wait_s
             for thread in self._threads:
                 thread.join(max(0.0, deadline - time.monotonic()))
             if not any(thread.is_alive() for thread in self._threads):
+                self._rx.close()
+                self._tx.close()
                 return True
             self._rx.cancel()
             self._tx.cancel()
@@ -230,7 +252,7 @@ class Streams:
 
     def _pace(self) -> Pace:
         """Make a counter that allows for a full queue, a block in transfer and one in the making."""
-        return Pace(self._rate_hz, (self._buffers + 2) * self._block)
+        return Pace(self._rate_hz, (self._buffers + 2) * self._block, self._block // 2)
 
     def _guarded(self, run: Callable[[], None]) -> None:
         try:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Complex64, Int16
 
 from radio.base import StreamEvent
-from radio.errors import RadioError, RadioRefused
+from radio.errors import RadioError, RadioRefused, SamplesLost
 
 PIECE = (
     1 << 16
@@ -32,12 +32,12 @@ class RxRing:
     def __init__(self, capacity: int = 1 << 24, full_scale: float = 2.0**15, name: str = "radio") -> None:
         self._ring = np.zeros((capacity, 2), np.int16)
         self._capacity, self._full_scale, self._name = capacity, full_scale, name
-        self._sip = max(1, capacity // 4)  # a reader of more than this takes it in several waits
+        self._piece = min(PIECE, max(1, capacity // 4))
         self._ready = threading.Condition()
         self._origin = self._newest = self._cursor = 0
         self._wanted: int | None = None  # the reader sleeps until this index: waking it for every block costs a core
         self._events: deque[StreamEvent] = deque()
-        self._seams: list[StreamEvent] = []
+        self._seam: StreamEvent | None = None
         self._error: RadioError | None = None
         self._fed_s = time.monotonic()
 
@@ -94,7 +94,8 @@ class RxRing:
         """Go on at ``index`` with an empty ring; the next capture carries a ``seam`` as ``lost`` wherever it starts."""
         with self._ready:
             if seam:
-                self._seams.append(StreamEvent("lost", self._newest, max(0, index - self._newest)))
+                first = self._seam.index if self._seam else self._newest
+                self._seam = StreamEvent("lost", first, max(0, index - first))
             self._origin = self._newest = self._cursor = index
             self._events.clear()
             self._error = None
@@ -120,7 +121,6 @@ class RxRing:
         """
         samples = np.empty(count, np.complex64)
         flat = samples.view(np.float32).reshape(count, 2)
-        clipped = 0
         with self._ready:
             self._raise()
             begin = self._now() if start is None else start
@@ -130,14 +130,21 @@ class RxRing:
                     "read sooner, or from now() on",
                 )
             self._cursor = begin
-            while (done := self._cursor - begin) < count:
-                self._wait(self._cursor + min(count - done, self._sip), timeout_s)
-                piece = min(count - done, self._sip, PIECE)
-                clipped += self._convert(self._cursor, flat[done : done + piece])
-                self._cursor += piece
-            seams, self._seams = tuple(self._seams), []
-            spoilt = (e for e in self._events if e.index < begin + count and begin < e.index + max(e.count, 1))
-            return samples, begin, clipped, seams + tuple(spoilt)
+        clipped = 0
+        for done in range(0, count, self._piece):
+            out = flat[done : done + self._piece]
+            with self._ready:  # let go of between pieces: the stream must not wait for a reader
+                self._wait(begin + done + len(out), timeout_s)
+                if begin + done < self._newest - self._capacity:
+                    raise SamplesLost(
+                        f"{self._name}: RX index {begin + done} left the ring while it was read", "read sooner"
+                    )
+                clipped += self._convert(begin + done, out)
+                self._cursor = begin + done + len(out)
+        with self._ready:
+            spoilt = [e for e in self._events if e.index < begin + count and begin < e.index + max(e.count, 1)]
+            seam, self._seam = self._seam, None
+            return samples, begin, clipped, tuple([seam, *spoilt] if seam else spoilt)
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -145,6 +152,7 @@ class RxRing:
 
     def _wait(self, index: int, timeout_s: float) -> None:
         """Sleep until the sample before ``index`` is there."""
+        self._raise()
         if self._newest >= index:
             return
         self._wanted = index

@@ -90,6 +90,9 @@ class FakePort:
     def samples(self):
         return self.block
 
+    def close(self):
+        self.device.log.append(("closed",))
+
 
 class FakeDevice:
     serial, driver, tier = "1044fake", "fake", Tier.P0
@@ -160,7 +163,7 @@ def test_settings_are_made_in_order_and_read_back(fake):
     assert log == [("rx_gain_db", 41.0)]
     log.clear()
     opened.configure(RadioConfig(2e6, 915e6, 915e6, 1e6, 41.0, 10.0))
-    assert log == [("rate_hz", 2e6), ("blocks", 4096, 4)]
+    assert log == [("closed",), ("closed",), ("rate_hz", 2e6), ("blocks", 4096, 4)]
 
 
 @pytest.mark.parametrize(
@@ -235,8 +238,8 @@ def test_it_comes_back_by_itself(fake, how):
         except RadioError:
             time.sleep(0.05)
     assert [event.kind for event in got.events] == ["lost"]
-    assert log[:2] == [("open", "1044fake"), ("manual gain",)] and ("rx_gain_db", 40.0) in log
-    assert got.start - start == pytest.approx((time.monotonic() - begin) * 1e6, abs=0.3e6)  # about the wall clock
+    assert log[:4] == [("closed",), ("closed",), ("open", "1044fake"), ("manual gain",)] and ("rx_gain_db", 40.0) in log
+    assert opened.newest() - start == pytest.approx((time.monotonic() - begin) * 1e6, abs=0.2e6)  # as the clock says
     assert opened.configure(CONFIG) == taken
     log.clear()
     opened.transmit(wave(10))  # it came back muted
@@ -282,7 +285,7 @@ def air() -> Iterator[PlutoAir]:
 
 @pytest.fixture
 def pair(air) -> Iterator[list[PlutoRadio]]:
-    opened = [pluto.connect(uri, None) for uri in air.uris]
+    opened = [pluto.connect(f"{uri}?buffers=8", None) for uri in air.uris]  # test runners are slow hosts
     yield opened
     for each in opened:
         each.close()
@@ -329,6 +332,7 @@ def test_settings_reach_the_device_and_are_read_back(air, pair):
 def test_bursts_arrive_on_their_index_and_at_their_level(air, pair):
     sender, hearer = pair
     taken = [each.configure(CONFIG) for each in pair]
+    measure_offset(sender, 0)  # the first one imports what it needs, and the streams wait for the imports
     offset = measure_offset(sender, 1)
     assert measure_offset(sender, 2) == offset
     sent, apart = code(5)[:1500], set()

@@ -89,12 +89,12 @@ def test_delays_of_the_host_are_no_losses(ppm):
     late = true + draw.exponential(1e-3, true.size)
     for begin in draw.integers(0, true.size, 200):  # the host sleeps through what the queue can hold
         late[begin : begin + 4] = np.maximum(late[begin : begin + 4], true[begin] + 3.9 * BLOCK / 1e6)
-    assert not any(run(Pace(1e6, QUEUE), 1e6, np.maximum.accumulate(late)))
+    assert not any(run(Pace(1e6, QUEUE, BLOCK // 2), 1e6, np.maximum.accumulate(late)))
 
 
 def test_a_start_late_by_the_latency_of_the_device_is_no_loss():
     times = np.concatenate([np.zeros(5), 0.03 + np.arange(3000) * BLOCK / 1e6])
-    assert not any(run(Pace(1e6, QUEUE), 1e6, times))
+    assert not any(run(Pace(1e6, QUEUE, BLOCK // 2), 1e6, times))
 
 
 @pytest.mark.parametrize("lost", [7 * BLOCK, 123_456])
@@ -102,9 +102,20 @@ def test_a_loss_is_told_once_with_its_size(lost):
     draw = np.random.default_rng(3)
     times = np.arange(3000) * BLOCK / 1e6 + draw.exponential(2e-4, 3000)
     times[2000:] += lost / 1e6
-    told = run(Pace(1e6, QUEUE), 1e6, times)
+    told = run(Pace(1e6, QUEUE, BLOCK // 2), 1e6, times)
     assert [i for i, n in enumerate(told) if n] == [2000]
     assert abs(told[2000] - lost) < 0.003 * 1e6
+
+
+@pytest.mark.parametrize("ppm", [-50, 50])
+def test_a_small_loss_is_told_within_three_seconds(ppm):
+    draw = np.random.default_rng(4)
+    times = np.arange(10_000) * BLOCK / 1e6 * (1 + ppm * 1e-6) + draw.exponential(1e-3, 10_000)
+    times[5000:] += 0.75 * BLOCK / 1e6
+    told = run(Pace(1e6, QUEUE, BLOCK // 2), 1e6, times)
+    found = [i for i, n in enumerate(told) if n]
+    assert len(found) == 1 and 5000 < found[0] < 5000 + 3.0 * 1e6 / BLOCK
+    assert told[found[0]] == pytest.approx(0.75 * BLOCK, abs=0.1 * BLOCK)
 
 
 class FakePort:
@@ -134,6 +145,9 @@ class FakePort:
 
     def samples(self) -> np.ndarray:
         return self.block
+
+    def close(self) -> None:
+        pass
 
 
 @pytest.fixture

@@ -157,6 +157,7 @@ def test_a_failure_wakes_the_reader_and_lasts_until_the_restart():
     assert [error.remedy for error in caught] == ["look at the cable"]
     with pytest.raises(RadioError, match="300"):
         ring.take(1, None, 1.0)
+    ring.restart(2000)  # an attempt that came to nothing
     ring.restart(5000)
     ring.append(counter(5000, 100), 5000)
     samples, start, _, events = ring.take(10, 5050, 1.0)
