@@ -1,5 +1,6 @@
 """The dead-man process with real processes: a daemon is killed, stopped or ended, and the air tells who is mute."""
 
+import asyncio
 import json
 import os
 import signal
@@ -24,6 +25,8 @@ from testbed import guard as module
 from testbed.config import load
 from testbed.guard import ALLOWANCE_S, open_guarded
 from testbed.launch import Launcher
+from testbed.messages import CycleTimes, Nack, Sound
+from testbed.node import Node
 from testbed.run import RunFolder
 
 DAEMON = """
@@ -216,6 +219,27 @@ def test_a_pluto_goes_dark_when_its_daemon_is_killed_or_stopped(
         plutos.close()
 
 
+def test_a_node_that_hears_no_beacon_mutes_itself() -> None:
+    ether = Ether(preset("ideal"), ["server", "n"])
+    answers: list[Nack] = []
+
+    class Bus:
+        async def send(self, message: Nack, arrays: object) -> None:
+            answers.append(message)
+
+    node = object.__new__(Node)  # a node before it met its server
+    node.name, node.state, node.link = "n", "joining", None
+    node.bus, node._note = Bus(), lambda kind, content: None  # type: ignore[assignment,method-assign]
+    cycle = CycleTimes(beacons=3, before=3, burst_at=100, slots=4)
+    with radio.open("loopback:n", radio.PROFILES["conducted"], ether=ether) as node.radio:
+        node.radio.configure(radio.RadioConfig(1e6, 915e6, 915e6, 1e6, 60.0))
+        node.radio.transmit(np.full(100, 0.1, np.complex64), 1000)
+        assert not ether._stations["n"].muted
+        asyncio.run(node._obey(Sound(first_slot=0, cycle=cycle), {}))
+        assert ether._stations["n"].muted and not ether._stations["n"].bursts
+    assert node.state == "fault" and "before its welcome" in answers[0].reason
+
+
 class RealDaemons(Launcher):
     """The real server and nodes of a lab, on an air of this process."""
 
@@ -226,11 +250,11 @@ class RealDaemons(Launcher):
 
 @pytest.mark.timeout(120)
 def test_real_node_daemons_killed_and_ended(tmp_path: Path) -> None:
-    names = ("node-1", "node-2")
+    names = ("node-1", "node-2", "node-3")
     settings = [
         "lab.nodes=[" + ",".join(f'{{name="{name}",radio="loopback:{name}"}}' for name in names) + "]",
-        "data.clients=2", "data.new_tasks=4", "model.hidden=[8]", "run.clients_per_round=2", "run.rounds=100000",
-        "run.evaluate_every=100000", "run.compare=false",
+        "data.clients=3", "data.new_tasks=4", "model.hidden=[8]", "run.clients_per_round=3", "run.rounds=100000",
+        "run.evaluate_every=100000", "run.compare=false", "lab.heartbeat.interval_s=0.5", "lab.heartbeat.allowance_s=3",
     ]  # fmt: skip
     lab = load(None, None, settings).lab
     assert lab.ether is not None
@@ -248,6 +272,8 @@ def test_real_node_daemons_killed_and_ended(tmp_path: Path) -> None:
             assert air.muted("node-2") and states(folder.node("node-2")) == ["up", "dismissed"]
             daemons.processes["server"].kill()
             within(1.0, lambda: air.muted("server"))
+            within(5.0, lambda: air.muted("node-3"))  # it misses its server's heartbeat
+            assert "dismissed" not in states(folder.node("node-3"))
         sent = (folder.path / "logs" / "emissions.jsonl").read_text().splitlines()
         assert len(sent) > 10 and all(json.loads(line)["verdict"] == "sent" for line in sent)
     finally:
