@@ -2,8 +2,9 @@
 
 One thread: results do not depend on the cores, and busy machines do not spin. Checks: beartype, through jaxtyping's
 import hook, in every module that handles arrays, except those whose functions numba compiles (it cannot compile a
-checking wrapper), those with annotations of names that exist for the type checker alone, and the guard in front of
-radios, which must itself refuse arrays of a wrong type. And where every part of the system is promised, a skip fails.
+checking wrapper), those with annotations of names that exist for the type checker alone, and radios with the guard in
+front of them, which must themselves refuse arrays of a wrong type. Where every part of the system is promised, a skip
+fails.
 """
 
 import importlib.util
@@ -17,7 +18,8 @@ from jaxtyping import install_import_hook
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("radio", "fl_core", "calibration")
 UNCHECKED = {
-    *(f"radio.{name}" for name in ("airkernel", "search", "loopback", "pluto_radio", "replay", "safety", "usrp")),
+    *(f"radio.{name}" for name in ("airkernel", "search", "safety")),
+    *(f"radio.{name}" for name in ("loopback", "pluto_radio", "replay", "usrp", "usrp_stream")),
     # the inside of the simulated air: hundreds of thousands of calls per test, seen through the checked door in front
     *(f"radio.{name}" for name in ("clock", "render", "station", "ether", "links", "impairments")),
 }
