@@ -281,8 +281,8 @@ def _dac(core: TxCore) -> Device:
     ]
     for index, name in ((3, "TX1_Q_F2"), (1, "TX1_I_F2"), (0, "TX1_I_F1"), (2, "TX1_Q_F1")):
         tone = {
-            "frequency": kept("0", unsigned),
-            "phase": kept("0", unsigned),
+            "frequency": kept("9279985", unsigned),
+            "phase": kept("90000" if "_I_" in name else "0", unsigned),
             "raw": flag(),
             "sampling_frequency": rate["sampling_frequency"],
             "scale": kept("0.000000", fixed),
