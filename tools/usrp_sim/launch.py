@@ -137,20 +137,19 @@ def device(options: argparse.Namespace) -> None:
 
         def __init__(self, *args: object, **kwargs: object) -> None:
             super().__init__(*args, **kwargs)
-            for name in ("set_gain", "catalina_tune", "set_bw_filter", "set_agc", "set_active_chains"):
+            for name in ("set_gain", "catalina_tune"):
                 setattr(self, name, self._told(name, getattr(self, name)))
 
         def _told(self, name: str, call):
-            def wrapped(*args: object) -> object:
-                air.settings(clock.now(), {"call": name, "args": args})
-                return call(*args)
+            def wrapped(port: str, value: float) -> object:
+                air.settings(clock.now(), {f"{name} {port}": value, **clock.told()})
+                return call(port, value)
 
             return wrapped
 
         def set_catalina_clock_rate(self, rate: float) -> float:
-            now_s = clock.now() / clock.rate_hz
-            clock.rate_hz = rate
-            air.settings(round(now_s * rate), {"call": "rate", "args": [rate]})
+            clock.rate_hz = rate  # the time in seconds goes on
+            air.settings(clock.now(), clock.told())
             return super().set_catalina_clock_rate(rate)
 
     sim_dboard.registry["SimulatedCatalinaDboard"] = Board
@@ -174,6 +173,7 @@ def device(options: argparse.Namespace) -> None:
 
         def set_timekeeper_time(self, index: int, ticks: int, next_pps: bool) -> None:
             clock.set(ticks, next_pps)
+            air.settings(ticks, clock.told())
 
         def get_time_sources(self) -> tuple[str, ...]:
             return ("internal", "external")

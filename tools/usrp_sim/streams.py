@@ -1,8 +1,8 @@
 """Streams of the simulated E320: paced by a device clock, with timestamps; replaces MPM's, whose faults it lists.
 
 Faults of the simulator in UHD 4.3 that end here: a credit of 5 kB is less than one frame, so sending never starts; the
-receive buffer of 8000 bytes truncates frames of 8016; packets are spaced by bytes instead of samples, so receive runs at
-a quarter of the rate; the queue of stream status overflows and kills the socket thread; the capacity downstream is
+receive buffer of 8000 bytes truncates frames of 8016; packets are spaced by bytes, not samples, so receive runs at a
+quarter of the rate; the queue of stream status overflows and kills the socket thread; the capacity downstream is
 forgotten after the first start; a finite stream cannot be followed by another; device time stands still and no packet
 carries a timestamp. Runs under gevent: threads are greenlets, and nothing here needs a lock.
 """
@@ -34,6 +34,7 @@ from usrp_mpm.simulator.rfnoc_graph import RFNoCGraph
 
 WIDTH = ChdrWidth.W64
 CHDR_PORT = 49153
+BATCH_S = 4e-3  # samples are heard this much at a time
 CREDIT_BYTES = 40_000  # five frames: less never starts, more than the default socket buffer holds loses packets
 FRAME_BYTES = 9000
 DATA_WITH_TIME = 7  # packet type, bits 53-55 of the header word (RFNoC specification, CHDR packet)
@@ -84,11 +85,14 @@ class DeviceClock:
         """Give the ticks at the last edge."""
         return max(0, self.at(float(int(time.monotonic()))))
 
-    def sleep_until(self, tick: int) -> None:
-        """Sleep until a tick of the running clock."""
-        wait_s = tick / self.rate_hz + self._zero_s - time.monotonic()
-        if wait_s > 0:
-            time.sleep(wait_s)
+    def sleep_until(self, tick: int, otherwise_s: float) -> None:
+        """Sleep until a tick of the running clock, or where it stands still until a time of the host."""
+        until_s = tick / self.rate_hz + self._zero_s if self.runs else otherwise_s
+        time.sleep(max(0.0, until_s - time.monotonic()))
+
+    def told(self) -> dict[str, float]:
+        """Say how ticks and the host's monotonic clock belong together, from now or from the next edge on."""
+        return {"rate_hz": self.rate_hz, "zero_s": self._zero_s}
 
 
 class OutputStream:
@@ -110,41 +114,40 @@ class OutputStream:
     def _run(self) -> None:
         spec, clock = self._spec, self.clock
         per_packet = spec.packet_samples // 4  # MPM counts a sample of four bytes as four
+        at_once = per_packet * max(1, round(BATCH_S * clock.rate_hz / per_packet))
         left = None if spec.is_continuous else spec.total_samples
         tick = clock.now() if self._timed_start is None else self._timed_start
-        steps, begun_s, begin = 0, time.monotonic(), tick  # for a clock that stands still, pace by the host
-        number = 0
-        while not self._stop and (left is None or left > 0):
-            count = per_packet if left is None else min(per_packet, left)
-            steps += count
-            if clock.runs:
-                clock.sleep_until(tick + count)
-            else:
-                time.sleep(max(0.0, begun_s + steps / clock.rate_hz - time.monotonic()))
+        number, begun_s, done = 0, time.monotonic(), 0  # a clock that stands still is paced by the host
+        while not self._stop and left != 0:
+            count = at_once if left is None else min(at_once, left)
+            done += count
+            clock.sleep_until(tick + count, begun_s + done / clock.rate_hz)
             if self._stop:
                 return
             if clock.overrun:
                 clock.overrun = False
                 self.tell(RX_ERRORS, RX_OVERRUN, tick)  # the host starts it again
                 return
-            left = None if left is None else left - count
-            # the last packet of a finite burst ends it
-            head = (spec.dst_epid | number << 32 | (left == 0) << 57) & ~(0xFFFF << 16)
             clock.heard = tick + count
-            samples = self.air.hear(tick if clock.runs else begin + steps - count, count)
-            if clock.runs:
-                head |= DATA_WITH_TIME << 53 | (16 + len(samples)) << 16
-                packet = struct.pack("<QQ", head, tick) + samples
-            else:
-                head |= DATA_WITHOUT_TIME << 53 | (8 + len(samples)) << 16
-                packet = struct.pack("<Q", head) + samples
-            while not self._stop and not self._fits(len(packet)):
-                payload = self._status.get().get_payload_strs()
-                self._received = XferCount.from_strs(payload)
-            self._send(packet, spec.addr)
-            self._sent.count_packet(len(packet))
-            number = (number + 1) & 0xFFFF
+            samples = self.air.hear(tick, count)
+            left = None if left is None else left - count
+            for begin in range(0, count, per_packet):
+                ends = left == 0 and begin + per_packet >= count  # the last packet of a finite burst says so
+                self._packet(samples[4 * begin : 4 * (begin + per_packet)], tick + begin, number, ends)
+                number = (number + 1) & 0xFFFF
             tick += count
+
+    def _packet(self, samples: bytes, tick: int, number: int, ends: bool) -> None:
+        """Send one packet when the host has room."""
+        kind, time_of_first = DATA_WITHOUT_TIME, b""
+        if self.clock.runs:
+            kind, time_of_first = DATA_WITH_TIME, struct.pack("<Q", tick)
+        size = 8 + len(time_of_first) + len(samples)
+        head = self._spec.dst_epid | size << 16 | number << 32 | kind << 53 | ends << 57
+        while not self._fits(size):
+            self._received = XferCount.from_strs(self._status.get().get_payload_strs())
+        self._send(struct.pack("<Q", head) + time_of_first + samples, self._spec.addr)
+        self._sent.count_packet(size)
 
     def _fits(self, size: int) -> bool:
         """Say whether the host has room for one more packet."""
