@@ -121,20 +121,14 @@ class RxRing:
         """
         samples = np.empty(count, np.complex64)
         flat = samples.view(np.float32).reshape(count, 2)
-        with self._ready:
-            self._raise()
-            begin = self._now() if start is None else start
-            if begin < self._now():
-                raise RadioRefused(
-                    f"{self._name}: RX index {begin} lies before {self._now()}, the oldest sample not taken yet",
-                    "read sooner, or from now() on",
-                )
-            self._cursor = begin
-        clipped = 0
-        for done in range(0, count, self._piece):
+        begin = clipped = 0
+        for done in range(0, max(count, 1), self._piece):
             out = flat[done : done + self._piece]
             with self._ready:  # let go of between pieces: the stream must not wait for a reader
-                self._wait(begin + done + len(out), timeout_s)
+                if done == 0:
+                    begin = self._begin(start)
+                if count:
+                    self._wait(begin + done + len(out), timeout_s)
                 if begin + done < self._newest - self._capacity:
                     raise SamplesLost(
                         f"{self._name}: RX index {begin + done} left the ring while it was read", "read sooner"
@@ -145,6 +139,18 @@ class RxRing:
             spoilt = [e for e in self._events if e.index < begin + count and begin < e.index + max(e.count, 1)]
             seam, self._seam = self._seam, None
             return samples, begin, clipped, tuple([seam, *spoilt] if seam else spoilt)
+
+    def _begin(self, start: int | None) -> int:
+        """Check where a capture starts, and give up what lies before."""
+        self._raise()
+        oldest = self._now()
+        if start is not None and start < oldest:
+            raise RadioRefused(
+                f"{self._name}: RX index {start} lies before {oldest}, the oldest sample not taken yet",
+                "read sooner, or from now() on",
+            )
+        self._cursor = oldest if start is None else start
+        return self._cursor
 
     def _raise(self) -> None:
         if self._error is not None:

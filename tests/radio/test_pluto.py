@@ -285,7 +285,7 @@ def air() -> Iterator[PlutoAir]:
 
 @pytest.fixture
 def pair(air) -> Iterator[list[PlutoRadio]]:
-    opened = [pluto.connect(f"{uri}?buffers=8", None) for uri in air.uris]  # test runners are slow hosts
+    opened = [pluto.connect(f"{uri}?buffers=16", None) for uri in air.uris]  # test runners are slow hosts
     yield opened
     for each in opened:
         each.close()
@@ -369,7 +369,7 @@ def test_rails_are_counted_on_both_ends(pair):
 
 @through_libiio
 def test_full_duplex_at_two_megasamples_has_no_gap(air):
-    both = [pluto.connect(f"{uri}?block=16384", None) for uri in air.uris]
+    both = [pluto.connect(f"{uri}?block=16384&buffers=16", None) for uri in air.uris]
     turns, seconds, piece = (0.0371, 0.0437), 5, 1 << 17
     try:
         taken = [each.configure(RadioConfig(2e6, 915e6, 915e6, 2e6, 30.0)) for each in both]

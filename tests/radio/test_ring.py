@@ -164,3 +164,23 @@ def test_a_failure_wakes_the_reader_and_lasts_until_the_restart():
     assert start == 5050 and np.array_equal(samples, expected(5050, 10))
     assert events == (StreamEvent("lost", 300, 4700),)  # the seam shows wherever the next capture starts
     assert ring.take(10, None, 1.0)[3] == ()
+
+
+def test_reading_from_the_edge_of_a_full_ring_keeps_up_with_the_writer():
+    ring, stop = filled(1000), threading.Event()
+
+    def write():
+        index = 1000
+        while not stop.is_set():
+            ring.append(counter(index, 10), index)
+            index += 10
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(2000):
+            samples, start, _, _ = ring.take(10, None, 1.0)
+            assert np.array_equal(samples, expected(start, 10))
+    finally:
+        stop.set()
+        writer.join()
