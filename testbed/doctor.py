@@ -254,8 +254,8 @@ def duplicates(told: Iterable[tuple[str, Iterable[str]]]) -> dict[str, list[str]
 
 def own(uri: str) -> set[str]:
     """Read from a radio's URI what no other radio may have: serial and address."""
-    found = {f"serial {serial}" for serial in re.findall(r"\bserial=([^,\s]+)", uri)}
-    return found | {f"IP {address}" for address in re.findall(r"(?:\baddr=|:ip:)([^,\s]+)", uri)}
+    found = {f"serial {serial}" for serial in re.findall(r"\bserial=([^,?\s]+)", uri)}
+    return found | {f"IP {address}" for address in re.findall(r"(?:\baddr=|:ip:)([^,?\s]+)", uri)}
 
 
 def _same_radios(uris: list[str]) -> list[Check]:

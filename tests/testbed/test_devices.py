@@ -92,6 +92,10 @@ def test_the_drivers_of_this_machine_can_all_be_asked() -> None:
             (Discovered("pluto:ip:127.0.0.1:5710", "a", Tier.P0), Discovered("pluto:ip:127.0.0.1:5711", "b", Tier.P0)),
             [],
         ),
+        (
+            (Discovered("pluto:ip:10.0.0.2?block=4096", "a", Tier.P0), Discovered("pluto:ip:10.0.0.2", "b", Tier.P0)),
+            [("IP 10.0.0.2 ", "pluto:ip:10.0.0.2?block=4096")],
+        ),
     ],
 )
 def test_radios_that_cannot_be_told_apart_are_warned_of_with_both_uris(
@@ -150,11 +154,13 @@ def test_virtual_plutos_are_listed_by_their_ports(tmp_path: Path) -> None:
     text = (
         'iiod_port = 7000\n[ether]\n[server]\nradio = "pluto-virtual"\n[[nodes]]\nname = "n"\nradio = "pluto-virtual"\n'
     )
-    found = look(lab(tmp_path, text)).radios[-2:]
+    room = lab(tmp_path, text)
+    found = look(room).radios[-2:]
     assert [(each.uri, each.serial) for each in found] == [
-        ("pluto:ip:127.0.0.1:7000", "virtual-server"),
-        ("pluto:ip:127.0.0.1:7001", "virtual-n"),
+        (room.radio_uri("server"), "virtual-server"),
+        (room.radio_uri("n"), "virtual-n"),
     ]
+    assert [each.uri.split("?")[0] for each in found] == ["pluto:ip:127.0.0.1:7000", "pluto:ip:127.0.0.1:7001"]
 
 
 def recording(folder: Path) -> Path:
