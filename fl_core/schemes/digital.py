@@ -46,8 +46,8 @@ def message_bits(dimension: int, entries: int, bits: int) -> float:
 def affordable(dimension: int, bits: int, budget: float) -> int:
     """Return the largest number of entries q whose message fits a budget of bits; 0 when none does.
 
-    q is counted as long as each further entry costs bits: near q = d the positions cost less again, and a message of
-    all entries may fit where one of slightly fewer does not.
+    Near q = d positions cost less again: a message of all entries may fit where one of fewer does not. Up to the peak,
+    messages grow with q, and beyond it none is shorter than that of all entries, so a bisection is exact.
     """
     if message_bits(dimension, dimension, bits) <= budget:
         return dimension

@@ -24,13 +24,14 @@ RIDGE = 1e-9
 
 def durations(offsets: Float[np.ndarray, " client"]) -> Float[np.ndarray, " client"]:
     """Return how long each sample integrates: from one arrival to the next, ascending from 0, in symbol durations."""
-    return np.asarray(np.diff(np.append(offsets, 1.0 + offsets[0])))
+    lengths: np.ndarray = np.diff(np.append(offsets, 1.0 + offsets[0]))
+    return lengths
 
 
 def _windowed(sequence: np.ndarray, width: int, count: int) -> np.ndarray:
     """Sum ``width`` values up to each of ``count`` positions; beyond its ends the sequence is 0."""
     padded = np.concatenate((np.zeros(width), sequence, np.zeros(max(0, count - len(sequence)))))
-    sums = np.cumsum(padded)
+    sums: np.ndarray = np.cumsum(padded)
     return sums[width : width + count] - sums[:count]
 
 
@@ -48,7 +49,8 @@ def sample(
     clients, count = symbols.shape
     total = count * clients + clients - 1
     seen = _windowed((gains[:, None] * symbols).T.reshape(-1), clients, total)
-    return np.asarray(seen * np.sqrt(np.resize(durations(offsets), total)))
+    whitened: np.ndarray = seen * np.sqrt(np.resize(durations(offsets), total))
+    return whitened
 
 
 def aligned_sample(
@@ -58,8 +60,9 @@ def aligned_sample(
 ) -> Complex[np.ndarray, " symbol"]:
     """Use the stretches in which all send the same symbol, between the last arrival and the first edge."""
     clients = len(gains)
-    whole = samples[clients - 1 :: clients] / math.sqrt(durations(offsets)[-1])
-    return whole * clients / gains.sum()
+    unit = gains.sum() * math.sqrt(durations(offsets)[-1]) / clients
+    whole: np.ndarray = samples[clients - 1 :: clients] / unit
+    return whole
 
 
 def least_squares(
@@ -87,7 +90,8 @@ def least_squares(
         bands[clients - 1 - apart, apart:] = turned[: unknowns - apart].conj() * turned[apart:] * shared
     bands[-1] += noise_to_power + RIDGE
     found = solveh_banded(bands, right)
-    return np.asarray(found.reshape(-1, clients).sum(1))
+    total: np.ndarray = found.reshape(-1, clients).sum(1)
+    return total
 
 
 @dataclass(frozen=True)
