@@ -1,4 +1,4 @@
-"""Throughput of the Pluto driver's streams through real libiio, as ratios to pyadi-iio's ``rx()`` and ``tx()`` in one run.
+"""Throughput of the Pluto driver through real libiio, as ratios to pyadi-iio's ``rx()`` and ``tx()`` in one run.
 
 Run: ``python benchmarks/pluto.py``. A stand-in radio that answers at once is served by the virtual Pluto in a process
 of its own, so that neither air nor pacing is the limit. Both sides move 65,536-sample blocks: pyadi-iio gives
