@@ -18,6 +18,7 @@ from radio.replay import find
 from testbed import toml
 from testbed.config import Lab
 from testbed.doctor import duplicates, libiio, own, uhd
+from testbed.usb import usb_radios
 
 __all__ = ["Seen", "look", "table", "to_toml"]
 
@@ -59,6 +60,12 @@ def look(lab: Lab | None = None, folder: Path | None = None) -> Seen:
             seen += driver.discover()
         except CANNOT_LOOK as error:
             notes.append(f"{scheme}: cannot look for radios: {error}")
+    known = {found.serial for found in seen}
+    notes += [
+        f"usb {attached.place}: a {attached.scheme} is attached that its driver does not see -> run: testbed doctor"
+        for attached in usb_radios()
+        if attached.serial not in known
+    ]
     if lab is not None:
         seen += _simulated(lab)
     if folder is not None:

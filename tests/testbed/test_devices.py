@@ -21,6 +21,7 @@ from testbed import cli, devices
 from testbed.config import Lab, load_lab
 from testbed.devices import look, table, to_toml
 from testbed.doctor import Check
+from testbed.usb import usb_radios
 
 PLUTO = Discovered("pluto:usb:1.5.5", "104473", Tier.P1, {"model": "PlutoSDR Rev.B", "firmware": "v0.39"})
 NETWORK = Discovered("pluto:ip:192.168.2.1", "104474", Tier.P0, {"problem": "busy"})
@@ -70,6 +71,20 @@ def test_a_missing_library_is_a_note_with_its_remedy(
 ) -> None:
     monkeypatch.setattr(devices, "libiio", lambda: Check("libiio", "yellow", "not found", "apt install it"))
     assert look().notes == ("libiio: not found -> apt install it",)
+
+
+def test_a_radio_on_usb_that_its_driver_does_not_see_is_told(
+    drivers: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, serial in (("1-5", PLUTO.serial), ("1-6", "lost")):
+        folder = tmp_path / "bus/usb/devices" / place
+        folder.mkdir(parents=True)
+        facts = {"idVendor": "0456", "idProduct": "b673", "serial": serial, "speed": "480", "busnum": 1, "devnum": 7}
+        for name, value in facts.items():
+            (folder / name).write_text(f"{value}\n")
+    monkeypatch.setattr(devices, "usb_radios", lambda: usb_radios(tmp_path, tmp_path))
+    drivers["one"] = sees(PLUTO)
+    assert look().notes == ("usb 1-6: a pluto is attached that its driver does not see -> run: testbed doctor",)
 
 
 def test_the_drivers_of_this_machine_can_all_be_asked() -> None:
