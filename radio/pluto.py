@@ -25,6 +25,7 @@ from radio.pluto_radio import PlutoRadio
 from radio.pluto_stream import IQ
 
 OPENS_MUTED = True
+REAL_TIME = True  # its streams do not wait for a busy interpreter
 RX_BUFFERS = 32  # a deep queue delays nothing on the receive side, and bridges what holds the host up
 
 PHY, ADC, DAC, TDD = "ad9361-phy", "cf-ad9361-lpc", "cf-ad9361-dds-core-lpc", "iio-axi-tdd-0"

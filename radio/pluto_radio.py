@@ -7,6 +7,7 @@ is measured by leakage (``radio.timeline``) and void after any loss.
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import math
 import threading
@@ -149,10 +150,16 @@ class PlutoRadio:
         A new rate starts both counters anew at 0; other changes skip the blocks received before they took effect.
         """
         with self._control:
+            if self._device is None and not self._fault and not self._closing.is_set():
+                self._device = self._guarded_open(self._told[1])
             device = self._alive(configured=False)
             try:
                 return self._configure(device, wanted)
             except OSError as error:
+                if error.errno == errno.EINVAL:
+                    raise RadioRefused(f"{self.name} refused a value of {wanted}", "choose other settings") from error
+                self._taken, self._muted = None, True
+                self._release()  # the next attempt opens it again
                 raise RadioError(f"{self.name} did not take {wanted}: {error}", REMEDY) from error
 
     def _configure(self, device: Device, wanted: RadioConfig) -> RadioConfig:
@@ -279,7 +286,7 @@ class PlutoRadio:
         self._closing.set()
         with self._control:
             try:
-                if self._device is not None and not self._muted:
+                if self._device is not None:
                     self._device.mute()
             except OSError as error:
                 raise RadioError(f"{self.name} could not be muted: {error}", "switch the radio off") from error
