@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from fl_core.data import load, split_clients
 from fl_core.encode import energy
 from fl_core.mac import Channel
-from fl_core.options import SchemeOptions
+from fl_core.models import build as build_model
+from fl_core.options import DataOptions, LearnOptions, ModelOptions, SchemeOptions
+from fl_core.rounds import simulate
 from fl_core.schemes import SCHEMES, Csi, Plan, Scheme, make_scheme
 from fl_core.seeds import numpy_generator
 
@@ -161,8 +164,10 @@ def test_declares_what_the_air_needs_to_know(name, options):
     scheme = build(name, options)
     assert scheme.name == name and scheme.dimension == DIMENSION
     assert scheme.symbols >= 1 and isinstance(scheme.symbols, int)
+    assert scheme.uses >= 1 and isinstance(scheme.uses, int) and isinstance(scheme, Scheme)
     assert scheme.precoder in ("phase", "inversion", "none")
-    assert isinstance(scheme.over_air, bool)
+    assert scheme.over_air == (scheme.carrier != "wire")
+    assert scheme.carrier != "energy" or scheme.precoder == "none"
     assert isinstance(scheme.recoverable(CLIENTS), str)
 
 
@@ -324,6 +329,31 @@ def test_an_update_that_is_not_finite_is_refused(name, options):
     update[7] = math.nan
     with pytest.raises(ValueError, match="not finite"):
         scheme.encode(update, torch.zeros(DIMENSION), Csi(), PLAN)
+
+
+@pytest.fixture(scope="module")
+def world():
+    data = DataOptions(ways=2, shots=1, queries=2, hessian_shots=1, clients=4, classes_per_client=3)
+    dataset = load(data, 1)
+    model = build_model(ModelOptions(hidden=(4,)), dataset.image_shape, data.ways)
+    return model, split_clients(dataset, data, 1), data
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_runs_in_simulation_within_the_power_limit(world, name, options):
+    model, clients, data = world
+    scheme, learn, channel = build(name, options, model.dimension), LearnOptions(local_steps=1), Channel(snr_db=15.0)
+    settings = {"active": 3, "seed": 2, "lost": lambda number, index: (number + index) % 4 == 0}
+    whole = simulate(model, clients, data, learn, scheme, channel, rounds=3, **settings)
+    assert bool(whole.state.theta.isfinite().all()) and bool(whole.state.memories.isfinite().all())
+    for record in whole.records:
+        # Over the fading alone where the options say so; nothing over the control link.
+        assert max(record.power) <= (1 + 1e-6 if not scheme.averages else math.inf)
+        assert (max(record.power) > 0.0) == scheme.over_air
+    start = simulate(model, clients, data, learn, scheme, channel, rounds=1, **settings).state
+    rest = simulate(model, clients, data, learn, scheme, channel, rounds=2, start=start, first_round=1, **settings)
+    assert torch.equal(rest.state.theta, whole.state.theta)
+    assert torch.equal(rest.state.memories, whole.state.memories)
 
 
 def test_an_unknown_scheme_is_refused_with_the_list():

@@ -31,8 +31,9 @@ def durations(offsets: Float[np.ndarray, " client"]) -> Float[np.ndarray, " clie
 def _windowed(sequence: np.ndarray, width: int, count: int) -> np.ndarray:
     """Sum ``width`` values up to each of ``count`` positions; beyond its ends the sequence is 0."""
     padded = np.concatenate((np.zeros(width), sequence, np.zeros(max(0, count - len(sequence)))))
-    sums: np.ndarray = np.cumsum(padded)
-    return sums[width : width + count] - sums[:count]
+    sums = np.cumsum(padded)
+    inside: np.ndarray = sums[width : width + count] - sums[:count]
+    return inside
 
 
 def sample(
