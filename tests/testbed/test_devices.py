@@ -9,9 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import parts
 import pytest
+from pluto_air import PlutoAir
 
 import radio
+from radio import pluto
 from radio.airserver import EtherServer
 from radio.base import Capabilities, Capture, Discovered, RadioConfig, Tier
 from radio.capture import About, write
@@ -121,6 +124,22 @@ def test_radios_that_cannot_be_told_apart_are_warned_of_with_both_uris(
     assert len(seen.warnings) == len(warned)
     for warning, words in zip(seen.warnings, warned, strict=True):
         assert all(word in warning for word in words) and " -> " in warning
+
+
+@parts.libiio
+def test_looking_leaves_a_radio_as_dark_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    air = PlutoAir(2, "pluto-stock", seed=1)
+    try:
+        monkeypatch.setattr(pluto, "scan", lambda: {uri: f"serial{n}" for n, uri in enumerate(air.uris)})
+        pluto.silence(air.uris[0])
+        before = [(air.ask(n, "powered"), air.ask(n, "config")) for n in (0, 1)]
+        assert [powered for powered, _ in before] == [False, True]  # a Pluto leaks its carrier from power-up on
+        found = [each for each in look().radios if each.serial.startswith("serial")]
+        assert [each.uri for each in found] == [f"pluto:{uri}" for uri in air.uris]
+        assert all(each.detail["firmware"] and "Pluto" in each.detail["model"] for each in found)
+        assert [(air.ask(n, "powered"), air.ask(n, "config")) for n in (0, 1)] == before
+    finally:
+        air.close()
 
 
 def test_lines_for_lab_toml_are_lines_of_a_lab(tmp_path: Path) -> None:
