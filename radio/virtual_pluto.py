@@ -6,6 +6,7 @@ Unmodified libiio connects to ``ip:127.0.0.1:PORT``. All endpoints share one thr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Iterable
@@ -84,8 +85,8 @@ class VirtualPlutos:
     def __init__(self, plutos: Iterable[VirtualPluto]) -> None:
         self.plutos = tuple(plutos)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._serve, name="virtual-plutos", daemon=True)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._thread = threading.Thread(target=self._run, name="virtual-plutos", daemon=True)
+        self._serving: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Answer clients from now on."""
@@ -100,15 +101,18 @@ class VirtualPlutos:
             pluto.close()
 
     def _cancel(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        if self._serving is not None:
+            self._serving.cancel()
 
-    def _serve(self) -> None:
-        async def everything() -> None:
-            self._tasks = [asyncio.create_task(pluto.run()) for pluto in self.plutos]
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for pluto in self.plutos:
+                group.create_task(pluto.run())
 
+    def _run(self) -> None:
+        self._serving = self._loop.create_task(self._serve())
         try:
-            self._loop.run_until_complete(everything())
+            with contextlib.suppress(asyncio.CancelledError):
+                self._loop.run_until_complete(self._serving)
         finally:
             self._loop.close()
