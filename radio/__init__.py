@@ -73,7 +73,9 @@ def driver_of(uri: str) -> tuple[Any, str]:
     return next(iter(found)).load(), rest
 
 
-def open(uri: str, safety: SafetyProfile, *, ether: Air | None = None, audit: Audit | None = None) -> SafeRadio:
+def open(
+    uri: str, safety: SafetyProfile, *, ether: Air | None = None, audit: Audit | None = None, apart: bool = False
+) -> SafeRadio:
     """Open a radio by its URI, muted and behind a safety profile.
 
     Args:
@@ -82,13 +84,20 @@ def open(uri: str, safety: SafetyProfile, *, ether: Air | None = None, audit: Au
         ether: the simulated air: of a loopback radio in this process, or behind a driver that cannot know it, whose
             radio then has that air's witness.
         audit: takes a record of every emission and every refusal.
+        apart: run the driver in a process of its own, which nothing that happens in this one can hold up.
 
     Raises:
         ConfigError: the URI has no known scheme.
         RadioNotFound, RadioRefused, LinkError: the driver could not open it.
     """
     driver, rest = driver_of(uri)
-    radio: Radio = driver.connect(rest, ether)
+    radio: Radio
+    if apart:
+        from radio.apart import ApartRadio  # imports this package
+
+        radio = ApartRadio(uri)
+    else:
+        radio = driver.connect(rest, ether)
     guarded = SafeRadio(radio, safety, audit, None if ether is None else EtherWitness(ether))
     if not getattr(driver, "OPENS_MUTED", False):
         guarded.mute()  # a device may radiate a carrier as soon as it is opened

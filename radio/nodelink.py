@@ -69,7 +69,6 @@ class NodeLink:
     cfo_hz: float = 0.0
     snr_db: float = float("nan")
     missed: int = 0
-    measured: bool = False
     residue_hz: float = 0.0
     epoch: int | None = None
     csi: Csi | None = None
@@ -79,8 +78,8 @@ class NodeLink:
     clock: SlotClock | None = field(default=None, repr=False)
 
     def open(self) -> None:
-        """Configure the radio and measure its TX-RX offset; nothing is radiated but the low-level offset burst."""
-        self._measure()
+        """Configure the radio; nothing is radiated."""
+        self._tune(self.tuned_hz)
 
     @property
     def scale(self) -> float:
@@ -92,7 +91,7 @@ class NodeLink:
         self._tune(self.tuned_hz, echo=True)
         self.offset = measure_offset(self.radio, self.seed)
         self._tune(self.tuned_hz)
-        self.measured, self.sent, self.echoed = True, None, False
+        self.sent, self.echoed = None, False
 
     def _tune(self, shift_hz: float, echo: bool = False) -> None:
         """Tune by ``shift_hz`` off the downlink carrier, and by as many parts per million off the uplink's."""
@@ -113,8 +112,7 @@ class NodeLink:
     def acquire(self, budget_samples: int, from_slot: int = 0) -> int:
         """Search for the server's beacons, tune the LO once, and start the trackers.
 
-        A second search follows a lost lock, and a lock is lost with samples: a radio without one timeline may have
-        slipped, so its TX-RX offset is measured again first.
+        A radio without one timeline may have slipped before, so its TX-RX offset is measured first.
 
         Args:
             budget_samples: how long to search.
@@ -128,9 +126,7 @@ class NodeLink:
             LinkError: no beacon within the budget.
         """
         self.csi = self.epoch = None
-        if not self.measured:
-            self._measure()
-        self.measured = False
+        self._measure()
         fix = self._search(budget_samples, from_slot)
         if abs(fix.cfo_hz) > COARSE_HZ:
             self._tune(self.tuned_hz + fix.cfo_hz)

@@ -7,6 +7,7 @@ transmitter that runs dry plays silence while the counter of its host stands sti
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -23,6 +24,7 @@ from radio.errors import RadioError
 from radio.ether import Ether
 from radio.presets import EtherOptions
 
+log = logging.getLogger(__name__)
 IQ = Int16[np.ndarray, "sample 2"]
 
 TX_FULL_SCALE, RX_FULL_SCALE = float(2**15), float(2**11)
@@ -199,7 +201,9 @@ class PacedRadio:
             blocks = self._blocks()
             begin = blocks.popleft()
             armed, now = (blocks[-1] if blocks else begin) + self._rx_block, self._now()
-            self.overflowed |= now > armed
+            if now > armed:
+                self.overflowed = True
+                log.info("%s: nobody took %d samples received", self.name, now - armed)
             blocks.append(max(armed, now))  # when every block was full, samples went nowhere until this one is free
             capture = self._ether.receive(self.name, self._rx_block, begin)
             scaled: np.ndarray = capture.samples.view(np.float32).reshape(-1, 2) * np.float32(RX_FULL_SCALE)
@@ -234,7 +238,9 @@ class PacedRadio:
             now = self._now()
             if self._tx_end < now:
                 gap = now - self._tx_end
-                self.underflowed |= self._tx_end >= 0
+                if self._tx_end >= 0:
+                    self.underflowed = True
+                    log.info("%s: nothing to send for %d samples", self.name, gap)
                 with self._ether.hold(self.name) as station:
                     # the host counts what it pushes; true amplitudes are asked for by that count
                     if not self._numbered:

@@ -20,6 +20,7 @@ from jaxtyping import Complex64, Int16
 from radio.base import StreamEvent
 from radio.errors import TooLate
 from radio.ring import RxRing
+from radio.urgency import hurry
 
 IQ = Int16[np.ndarray, "sample 2"]
 
@@ -255,6 +256,7 @@ class Streams:
         return Pace(self._rate_hz, (self._buffers + 2) * self._block, self._block // 2)
 
     def _guarded(self, run: Callable[[], None]) -> None:
+        hurry()
         try:
             run()
         except OSError as error:

@@ -76,8 +76,11 @@ class ServerLink:
 
     def next_slot(self) -> int:
         """First slot whose beacon can still be ordered, with its order still ahead of it when it reaches the nodes."""
-        ahead = round(ORDER_S * self.profile.rate_hz) if self.radio.capabilities.real_time else 0
-        room = self.radio.earliest() - self.origin + ahead
+        able, first = self.radio.capabilities, self.radio.earliest()
+        if able.real_time:
+            present = self.radio.newest() + self.offset
+            first = max(first, present + able.lead_samples + round(ORDER_S * self.profile.rate_hz))
+        room = first - self.origin
         return max(self.last_slot + 1, -(-room // self.profile.slot_samples))
 
     def send_beacons(self, first_slot: int, count: int) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from radio.iiod import Iiod
 from radio.pluto_board import Paced, describe
+from radio.urgency import hurry
 
 TICK_S = 0.05
 
@@ -110,6 +111,7 @@ class VirtualPlutos:
                 group.create_task(pluto.run())
 
     def _run(self) -> None:
+        hurry()
         self._serving = self._loop.create_task(self._serve())
         try:
             with contextlib.suppress(asyncio.CancelledError):

@@ -7,11 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from radio.base import RadioConfig
+from radio.beacon import acquire, beacon
 from radio.ether import Ether
 from radio.loopback import LoopbackRadio
-from radio.ofdm import PROFILES
+from radio.ofdm import PROFILES, Profile
 from radio.presets import EtherOptions
 from radio.search import search
+
+
+def warm_receiver(profile: Profile) -> None:
+    """Find one beacon in silence, so that every part of the search is loaded."""
+    quiet = np.zeros(profile.slot_samples, np.complex64)
+    acquire(np.concatenate([quiet, beacon(profile, 0), quiet]), profile)
 
 
 def warm(options: EtherOptions, names: Sequence[str]) -> None:

@@ -150,7 +150,7 @@ class Lab(Section):
         """
         uri = self.server.radio if name == "server" else self.node(name).radio
         if uri == VIRTUAL:
-            return f"pluto:ip:127.0.0.1:{self.virtual_plutos[name]}"
+            return f"pluto:ip:127.0.0.1:{self.virtual_plutos[name]}?block=8192&buffers=3"
         if self.ether is not None and uri.startswith("loopback:") and "://" not in uri:
             return f"loopback:{self.ether_address}/{uri.removeprefix('loopback:')}"
         return uri

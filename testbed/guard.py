@@ -117,7 +117,8 @@ def open_guarded(
         log.warning("radio %s: its driver has no silence(), so no guard can mute it when this process is killed", uri)
     try:
         ether = None if air is None else RemoteEther(air)
-        opened = radio.open(uri, safety, ether=ether, audit=audit or _emissions(folder / "emissions.jsonl"))
+        written = audit or _emissions(folder / "emissions.jsonl")
+        opened = radio.open(uri, safety, ether=ether, audit=written, apart=getattr(driver, "REAL_TIME", False))
     except BaseException:
         if guard is not None:
             guard.dismiss()

@@ -161,6 +161,10 @@ class Teacher(_Common):
         self.theta = outer_step(self.theta, estimate)
         return estimate
 
+    def warm(self) -> None:
+        """Do once what libraries prepare at the first call."""
+        evaluate(self.model, self.theta, self._new_tasks, rates(self.experiment.learn, 0)[0])
+
     @staticmethod
     def nmse_db(estimate: Tensor, truth: Vector) -> float:
         """Compare a decoded mean update with the true one."""

@@ -20,6 +20,7 @@ from radio.nodelink import NodeLink
 from radio.ofdm import PROFILES, assemble, canary, pilot
 from radio.payload import Payload
 from radio.sync import sounding
+from radio.warm import warm_receiver
 from testbed.bus import Lost, NodeBus
 from testbed.checkpoint import Checkpoint, checkpoint_rounds, load_checkpoint, other_version, save_checkpoint
 from testbed.config import Experiment, Lab, round_seed
@@ -209,6 +210,10 @@ class Node:
         self.run_identity = order.run_identity
         self.pupil = Pupil(self.experiment, order.client)
         profile = PROFILES[self.experiment.waveform.profile]
+        able = self.radio.capabilities
+        if able.real_time:  # what a process does for the first time may hold it up for longer than a stream can wait
+            warm_receiver(profile)
+            self.pupil.work(np.zeros(self.pupil.model.dimension, np.float32), 0, order.nodes)
         self.link = NodeLink(
             self.radio,
             profile,
@@ -234,7 +239,6 @@ class Node:
             self._go("restore")
         elif self.pupil.scheme.over_air:
             self.link.open()
-        able = self.radio.capabilities
         return Ack(of="welcome", detail={"lead_samples": able.lead_samples, "restored": float(restored)})
 
     def _parts(self) -> tuple[NodeLink, Pupil, Experiment]:

@@ -17,6 +17,7 @@ from radio.errors import LinkError
 from radio.ofdm import PROFILES
 from radio.serverlink import ServerLink
 from radio.uplink import Uplink
+from radio.warm import warm_receiver
 from testbed.bus import Envelope, Lost, ServerBus
 from testbed.checkpoint import other_version
 from testbed.config import Experiment, Lab
@@ -87,8 +88,6 @@ class Server:
         )
         outcome, reason = "failed", ""
         try:
-            if not restored and self.teacher.scheme.over_air:
-                await asyncio.to_thread(self.link.open)
             await self._join(restored)
             for number in range(self.first_round, self.experiment.run.rounds):
                 await self._round(number)
@@ -165,9 +164,19 @@ class Server:
         unknown = [name for name, detail in details.items() if not detail["restored"]]
         self.ready |= set(details) - (set(unknown) if self.teacher.scheme.over_air else set())
         if self.teacher.scheme.over_air and unknown:
+            await self._open()
             await self._sound(sorted(unknown), search=True)
         for name in sorted(self.ready & set(names)):
             self.folder.emit("node-changed", node=name, state="ready", round=self.round)
+
+    async def _open(self) -> None:
+        """Start the radio once there is somebody to talk to: processes that still start up disturb its streams."""
+        if self.link.last_slot >= 0:
+            return
+        if self.radio.capabilities.real_time:
+            warm_receiver(self.link.profile)
+            await asyncio.to_thread(self.teacher.warm)
+        await asyncio.to_thread(self.link.open)
 
     def _link_facts(self, name: str) -> dict[str, float]:
         peer = self.uplink.peers[name]
@@ -202,7 +211,9 @@ class Server:
                     {"gain": links[0].gain},
                 )
             names = [name for name in heard if name in uplink.peers]
-        heard = await self._soundings(names, cycle, SOUNDINGS, 0)
+        heard = await self._soundings(names, cycle, SOUNDINGS, 0) if names else {}
+        if not heard:
+            return  # each has its warning, and is sounded again before the next round
         refused = uplink.admit(heard)
         for name, reason in sorted(refused.items()):
             self.warn("refused", f"node {name}: {reason}")
