@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from radio.base import RadioConfig
 from radio.errors import RadioRefused
+from radio.virtual_pluto import VirtualPluto, VirtualPlutos
 
 
 class StandIn:
@@ -132,3 +136,45 @@ class Client:
     def close(self) -> None:
         self.file.close()
         self.socket.close()
+
+
+class Served:
+    """A virtual Pluto on a stand-in, and everything that a test opened on it, closed in the order that is safe."""
+
+    def __init__(self) -> None:
+        self.radio = StandIn()
+        self.pluto = VirtualPluto(self.radio, "1044730a1997000d12003e00")
+        self.plutos = VirtualPlutos([self.pluto])
+        self.plutos.start()
+        self.uri = self.pluto.uri
+        self.client = Client(self.pluto.port)
+        self.exits = contextlib.ExitStack()
+
+    def adi(self, uri: str = "") -> Any:
+        """Connect with pyadi-iio."""
+        import adi
+
+        sdr = adi.Pluto(uri or self.uri)
+        # libiio crashes when a context goes before its buffers
+        self.exits.callback(lambda: (sdr.rx_destroy_buffer(), sdr.tx_destroy_buffer()))
+        return sdr
+
+    def close(self) -> None:
+        self.exits.close()
+        self.client.close()
+        self.plutos.stop()
+
+
+def ramp(start: int, count: int) -> np.ndarray:
+    """Give what the stand-in receives."""
+    index = np.arange(start, start + count) % 2048
+    return index - 1j * index
+
+
+def fails(call: Callable[[], Any]) -> int:
+    """Give the error number of a call. No traceback is kept: it would keep buffers alive that are to be destroyed."""
+    try:
+        call()
+    except OSError as error:
+        return error.errno or 0
+    pytest.fail("no error")
