@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import errno
-import gc
 import math
 import threading
 import time
@@ -29,7 +28,7 @@ MAX_RATE_HZ = 2e6  # both directions over USB 2 without losses
 ATTENUATION_STEP_DB = 0.25
 #: Settings in the order they are made: each may move the limits of those behind it.
 ORDER = ("rate_hz", "bandwidth_hz", "rx_hz", "tx_hz", "rx_gain_db", "tx_attenuation_db")
-HOST_MARGIN_S = 3e-3
+HOST_MARGIN_S = 8e-3
 STALL_S = 0.5
 WATCH_S = 0.1
 RETRY_S = 0.3
@@ -169,11 +168,12 @@ class PlutoRadio:
             for setting, value in asdict(wanted).items()
             if before is None or asked is None or value not in (getattr(before, setting), getattr(asked, setting))
         }
+        if before and not changed:
+            return before
         limits = device.limits()
         for setting, value in changed.items():
-            low, high = limits[setting]
-            if not low <= value <= high and (setting != "rx_gain_db" or "rx_hz" not in changed):
-                raise self._refusal(setting, value, low, high)
+            if setting != "rx_gain_db" or "rx_hz" not in changed:  # the limits of the gain depend on the carrier
+                self._check(setting, value, limits)
         if before is None:
             device.manual_gain()
         if "rate_hz" in changed:
@@ -184,10 +184,8 @@ class PlutoRadio:
             if setting not in changed:
                 continue
             value = changed[setting]
-            if setting == "rx_gain_db":  # its limits depend on the carrier
-                low, high = device.limits()[setting]
-                if not low <= value <= high:
-                    raise self._refusal(setting, value, low, high)
+            if setting == "rx_gain_db":
+                self._check(setting, value, device.limits())
             if setting == "tx_attenuation_db":
                 value = ATTENUATION_STEP_DB * round(value / ATTENUATION_STEP_DB)
             silent = setting == "tx_attenuation_db" and self._muted
@@ -196,15 +194,17 @@ class PlutoRadio:
         self._taken = RadioConfig(**taken)
         if self._streams is None:
             self._run(device, 0, 0, seam=False)
-        elif changed:
+        else:
             self._ring.take(0, self._ring.newest + (self._buffers + 1) * self._block, STALL_S)
         return self._taken
 
-    def _refusal(self, setting: str, value: float, low: float, high: float) -> RadioRefused:
-        return RadioRefused(
-            f"{self.name}: {setting} {value:g} is outside {low:g} to {high:g}, the limits of this device",
-            f"choose {setting} within the limits",
-        )
+    def _check(self, setting: str, value: float, limits: dict[str, tuple[float, float]]) -> None:
+        low, high = limits[setting]
+        if not low <= value <= high:
+            raise RadioRefused(
+                f"{self.name}: {setting} {value:g} is outside {low:g} to {high:g}, the limits of this device",
+                f"choose {setting} within the limits",
+            )
 
     def now(self) -> int:
         """Give the RX index of the next sample."""
@@ -317,7 +317,6 @@ class PlutoRadio:
     def _release(self) -> None:
         self._halt()
         self._device = None
-        gc.collect()  # a cycle would keep the context, and with it the USB interface
 
     def _keep(self) -> None:
         """Watch the streams; when they stand still, start over until the radio is back."""
@@ -326,8 +325,10 @@ class PlutoRadio:
             if streams is None or taken is None:
                 continue
             why = streams.trouble(max(STALL_S, 4 * self._block / taken.rate_hz))
+            if not why:
+                continue
             with self._control:
-                if why and self._streams is streams and not self._closing.is_set():
+                if self._streams is streams and not self._closing.is_set():  # not halted on purpose meanwhile
                     self._lose(why)
                     index, head, at_s = self._ring.newest, self._queue.head, streams.fed_s
                     while not self._closing.is_set() and not self._regain(taken, index, head, at_s):
