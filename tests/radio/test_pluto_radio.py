@@ -144,8 +144,8 @@ def test_a_changed_setting_discards_blocks_received_before_it(fake):
     devices[0].level = 2
     opened.configure(RadioConfig(**{**vars(CONFIG), "rx_gain_db": 50.0}))
     assert opened.newest() >= opened.now()
-    got = opened.receive(BLOCK)
-    assert (got.samples.real * 2048 == 2).all() and got.events == ()
+    levels = set(np.unique(opened.receive(20 * BLOCK).samples.real * 2048))
+    assert 2 in levels and 1 not in levels
 
 
 def test_transmit_brings_the_transmitter_up_once_and_only_when_in_time(fake):
