@@ -32,6 +32,7 @@ from radio.usrp_clock import last_pps, lock_reference, set_time, wait
 from radio.usrp_stream import FULL_SCALE, REMEDY, STALL_S, Streams, to_pairs
 
 OPENS_MUTED = True
+REAL_TIME = True  # its streams do not wait for a busy interpreter
 
 SAFE_RATE_HZ = 10e6  # what one Python process keeps up with in both directions
 FULL_SCALE_DBM = 20.0  # at the highest gain, the most that common daughterboards give: B2xx 10 to 17, UBX and SBX 20

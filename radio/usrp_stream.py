@@ -20,8 +20,9 @@ IQ = Int16[np.ndarray, "sample 2"]
 FULL_SCALE = 2.0**15
 START_S = 0.1
 BLOCK_S = 2e-3
-HAND_S = 0.1  # a burst is handed over this long before its time: until then a mute can drop it
+HAND_S = 0.2  # a burst is handed over this long before its time: until then a mute can drop it
 CHUNK_S = 0.02  # what a mute cannot cut off a burst that is being handed over
+POLL_S = 0.1
 STALL_S = 1.0
 REMEDY = "check power and cable, then open it again"
 
@@ -115,19 +116,20 @@ class Streams:
         """Fill the ring until told to stop."""
         codes, metadata = self._types.RXMetadataErrorCode, self._types.RXMetadata()
         buffer = np.zeros((1, self.block), np.int32)
-        heard_s = time.monotonic() + START_S
+        silent = -round(START_S / POLL_S)  # empty polls, not time gone by: this thread may itself be held up
         cause: EventKind = "lost"
         while not self._stop.is_set():
-            count = self._rx.recv(buffer, metadata, 0.1)
+            count = self._rx.recv(buffer, metadata, POLL_S)
             if metadata.error_code == codes.overflow and not metadata.out_of_sequence:
                 cause = "overflow"  # out of sequence, the same code says that the network lost a packet
             elif metadata.error_code == codes.late:
                 self._command_start()
             if not count:
-                if time.monotonic() - heard_s > STALL_S:
+                silent += 1
+                if silent * POLL_S > STALL_S:
                     raise RuntimeError(f"no samples for {STALL_S:g} s")
                 continue
-            heard_s = time.monotonic()
+            silent = 0
             index = int(metadata.time_spec.to_ticks(self._rate_hz)) if metadata.has_time_spec else expected
             gap, skip = index - expected, min(max(expected - index, 0), count)  # rounding may repeat a sample
             events = (StreamEvent(cause, expected, gap),) if gap > 0 and cause == "overflow" else ()

@@ -31,7 +31,6 @@ from radio.warm import warm
 FULL_SCALE = np.float32(2.0**15)
 TX_GAIN_DB = (0.0, 89.75)  # of an E320; the lowest counts as switched off
 MAX_RATE_HZ = 61.44e6
-FIRST_NUMBER = 2  # 127.0.0.2: the host itself uses .1
 
 
 class Seat:
@@ -45,15 +44,15 @@ class Seat:
 
     def __init__(self, ether: Ether, name: str, began_s: float) -> None:
         self._ether, self._name, self._began_s = ether, name, began_s
-        self._told: dict[str, float] = {}
+        self.told: dict[str, float] = {}  # the last value of every setting
         self._clock: tuple[float, float] | None = None
         self._offset = 0  # index on the air minus tick
         ether.open(name, "a simulated E320")
 
     def settings(self, told: dict[str, float]) -> None:
         """Take settings as the device's daughterboard got them."""
-        self._told.update(told)
-        known = self._told
+        self.told.update(told)
+        known = self.told
         if known["rate_hz"] > MAX_RATE_HZ:
             return  # the master clock that a device wakes up with
         gain_db = known.get("set_gain TX1", 0.0)
@@ -104,7 +103,8 @@ class Bridge:
     def __init__(self, ether: Ether) -> None:
         warm(ether.options, ether.names)
         began_s, names = time.monotonic(), iter(ether.names)
-        seats: dict[str, Seat] = {}
+        self.seats: dict[str, Seat] = {}  # by serial
+        seats = self.seats
 
         class Connection(socketserver.StreamRequestHandler):
             def handle(self) -> None:
@@ -147,15 +147,17 @@ def main() -> None:
     parser.add_argument("--radios", type=int, default=2)
     parser.add_argument("--preset", default="usrp-free")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=2, help="the first listens on 127.0.0.FIRST")
+    parser.add_argument("--while-stdin", action="store_true", help="end when standard input does")
     options = parser.parse_args()
     names = ["server", *(f"node-{number}" for number in range(1, options.radios))]
     bridge = Bridge(Ether(paced_options(preset(options.preset, seed=options.seed), names), names))
     with ExitStack() as devices, suppress(KeyboardInterrupt):
-        for number, name in enumerate(names, FIRST_NUMBER):
+        for number, name in enumerate(names, options.first):
             device = devices.enter_context(Simulated(number, bridge.address))
             sys.stdout.write(f"{name}: usrp:{device.rest}\n")
             sys.stdout.flush()
-        threading.Event().wait()
+        sys.stdin.read() if options.while_stdin else threading.Event().wait()
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import TracebackType
 
 LAUNCHER = Path(__file__).with_name("launch.py")
+BRIDGE = Path(__file__).with_name("bridge.py")
 SYSTEM_PYTHON = "/usr/bin/python3"  # the one that Debian's MPM belongs to
 
 
@@ -44,6 +46,41 @@ class Simulated:
         self.process.communicate()
 
     def __enter__(self) -> Simulated:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class SimulatedLab:
+    """Simulated E320s on one simulated air, in a process of its own: UHD holds the interpreter while it opens a device.
+
+    Args:
+        count: of devices.
+        preset: of the air.
+        first: they listen on 127.0.0.FIRST and the addresses after it.
+    """
+
+    def __init__(self, count: int, preset: str, first: int) -> None:
+        options = ["--radios", str(count), "--preset", preset, "--first", str(first), "--while-stdin"]
+        self.process = subprocess.Popen(
+            [sys.executable, str(BRIDGE), *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        told = [self.process.stdout.readline().strip() for _ in range(count)]
+        if not all(told):
+            self.stop()
+            raise RuntimeError("the simulated air did not start; see its messages above")
+        self.rests = [line.partition("usrp:")[2] for line in told]
+
+    def stop(self) -> None:
+        """End the air and its devices. Safe to call twice."""
+        self.process.kill()
+        self.process.communicate()
+
+    def __enter__(self) -> SimulatedLab:
         return self
 
     def __exit__(

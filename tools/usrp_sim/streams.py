@@ -44,7 +44,7 @@ DATA_WITHOUT_TIME = 6
 # what a radio block writes to its host of its own accord (UHD, radio_control_impl)
 TX_ERRORS, RX_ERRORS = 0x0000, 0x1000
 RADIO_REGISTERS = (0x1000, 0x1100)
-TX_LATE, TX_DONE, RX_OVERRUN = 2, 3, 2
+TX_UNDERRUN, TX_LATE, TX_DONE, RX_OVERRUN = 1, 2, 3, 2
 
 
 class DeviceClock:
@@ -167,7 +167,7 @@ class OutputStream:
 
 
 class InputStream:
-    """Samples from the host to the device. A burst whose first sample comes after its time is dropped whole."""
+    """Samples from the host to the device. A burst whose first sample comes late is dropped, one that dries up ends."""
 
     clock: DeviceClock
     air: object
@@ -194,6 +194,10 @@ class InputStream:
                 late = self.clock.heard - self._tick
                 self._log.warning("burst at tick %d dropped: %d samples late", self._tick, late)
                 self.tell(TX_ERRORS, TX_LATE, self._tick)
+        elif not self._late and self.clock.runs and self._tick < self.clock.heard:
+            self._late = True
+            self._log.warning("no samples in time from tick %d on", self._tick)
+            self.tell(TX_ERRORS, TX_UNDERRUN, self._tick)
         if not self._late:
             self.air.send(self._tick, samples)
         self._tick += len(samples) // 4
