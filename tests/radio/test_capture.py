@@ -119,6 +119,11 @@ def test_any_span_of_any_segments_is_the_plain_timeline(
     assert lost.sum() == (~known[begin:end]).sum()
 
 
+def test_a_single_missing_sample_is_told(tmp_path: Path) -> None:
+    taken = Recording(recorded(tmp_path, (0, 5), (6, 5))).read(START, 11)
+    assert taken.events == (StreamEvent("lost", START + 5, 1),) and taken.samples[5] == 0
+
+
 def test_captures_are_taken_one_by_one_and_not_kept(tmp_path: Path) -> None:
     alive: list[int] = []
 
