@@ -50,7 +50,7 @@ class ApartRadio:
         pairs = [Pipe(), Pipe()]
         self._pipes = [(near, threading.Lock()) for near, _ in pairs]
         far = [pipe.fileno() for _, pipe in pairs]
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "radio.apart", uri, *map(str, far)],
             pass_fds=far,
             stdin=subprocess.DEVNULL,
@@ -82,8 +82,8 @@ class ApartRadio:
             head, arrays = _read(pipe)
         except (EOFError, OSError):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(END_S)
-            code = self._process.poll()
+                self.process.wait(END_S)
+            code = self.process.poll()
             raise RadioError(
                 f"the process of radio {self._uri} ended with code {code}", "open it again; if it repeats, report it"
             ) from None
@@ -139,10 +139,10 @@ class ApartRadio:
             with contextlib.suppress(OSError):
                 pipe.send_bytes(b"")
         try:
-            self._process.wait(END_S)
+            self.process.wait(END_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            self.process.wait()
         for pipe, _ in self._pipes:
             pipe.close()
 

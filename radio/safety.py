@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import math
+import subprocess
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -132,6 +133,11 @@ class SafeRadio:
     def witness(self) -> Witness | None:
         """Give what a simulated air knows, or None."""
         return self._witness
+
+    @property
+    def holder(self) -> subprocess.Popen[bytes] | None:
+        """Give the process that the driver runs in; None: this one."""
+        return getattr(self._radio, "process", None)
 
     @property
     def safety(self) -> SafetyProfile:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import select
 import signal
 import socket
@@ -65,6 +66,7 @@ class Guard:
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._pipe, self._goodbye = self._process.stdin, threading.Event()
+        self._holder: subprocess.Popen[bytes] | None = None
         threading.Thread(target=self._beat, name="guard", daemon=True).start()
         ready, _, _ = select.select([self._process.stdout], [], [], UP_S)
         answer = json.loads(self._process.stdout.readline() or "{}") if ready else {}
@@ -78,7 +80,15 @@ class Guard:
     def _beat(self) -> None:
         with contextlib.suppress(OSError):  # it has ended: ``trouble`` tells
             while not self._goodbye.wait(BEAT_S):
+                if self._holder is not None and self._holder.poll() is not None:
+                    self._pipe.close()  # whoever held the radio has died: for the guard the daemon has, too
+                    return
                 os.write(self._pipe.fileno(), BEAT)
+
+    def hold(self, holder: subprocess.Popen[bytes]) -> None:
+        """Name the process in which the driver runs: its death counts as the daemon's, and it may be ended."""
+        os.write(self._pipe.fileno(), b"+%d;" % holder.pid)
+        self._holder = holder
 
     def trouble(self) -> str:
         """Tell why this guard guards no more; empty while it does."""
@@ -89,7 +99,7 @@ class Guard:
         """Say goodbye: the radio is muted and closed, there is nothing left to guard. Safe to call twice."""
         if not self._goodbye.is_set():
             self._goodbye.set()
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # the guard has ended, or its pipe is closed
                 os.write(self._pipe.fileno(), GOODBYE)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
@@ -125,6 +135,8 @@ def open_guarded(
         raise
     if guard is not None:
         opened.watched(guard.trouble, guard.dismiss)
+        if opened.holder is not None:
+            guard.hold(opened.holder)
     return opened
 
 
@@ -178,24 +190,34 @@ def _mute(silence: Callable[[], None], note: Callable[..., None], why: str) -> b
 def _watch(beats: int, silence: Callable[[], None], note: Callable[..., None]) -> None:
     """Read signs of life until there can be no more.
 
-    A device that a hung daemon holds for itself alone, as over USB, is muted once that daemon is no more.
+    A device that a hung process holds for itself alone, as over USB, is muted once that process is no more.
     """
-    daemon, hung = os.getppid(), False
+
+    def end(process: int) -> None:
+        note("killed", why="it hangs and holds the radio", process=process)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+    daemon, holder, hung = os.getppid(), 0, False
     while True:
         ready, _, _ = select.select([beats], [], [], ALLOWANCE_S)
         told = os.read(beats, 4096) if ready else None
         if told == b"":
-            _mute(silence, note, "the daemon died")
+            if not _mute(silence, note, "the daemon died") and holder:
+                end(holder)
+                _mute(silence, note, "the daemon died")
             return
         if told is None:
             if not hung and not _mute(silence, note, f"no sign of life for {ALLOWANCE_S:g} s"):
-                note("killed", why="the daemon hangs and holds its radio")
-                os.kill(daemon, signal.SIGKILL)
+                end(daemon)
             hung = True
-        elif GOODBYE in told:
+            continue
+        if GOODBYE in told:
             note("dismissed")
             return
-        elif hung:
+        if found := re.search(rb"\+(\d+);", told):
+            holder = int(found[1])
+        if hung:
             note("back", why="the daemon shows signs of life again")
             hung = False
 

@@ -1,6 +1,7 @@
 """The dead-man process with real processes: a daemon is killed, stopped or ended, and the air tells who is mute."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -39,7 +40,7 @@ safety = radio.PROFILES["conducted"].model_copy(update={"attenuation_db": 60.0})
 with open_guarded(sys.argv[1], safety, Path(sys.argv[2])) as held:
     held.configure(radio.RadioConfig(1e6, 915e6, 915e6, 1e6, 60.0))
     for word in sys.stdin:
-        held.transmit(np.full(1000, 0.1, np.complex64), held.earliest())
+        held.transmit(np.full(1000, 0.1, np.complex64))
         print("sent", flush=True)
 """
 
@@ -197,6 +198,23 @@ def test_a_daemon_that_hangs_and_cannot_be_muted_is_killed(air: Air, daemon: Dae
     within(module.TRIES_S + 2.0, lambda: states(tmp_path) == ["up", "not-muted", "killed", "not-muted"])
 
 
+def test_a_driver_that_hangs_is_ended_so_that_its_radio_can_be_muted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TRIES_S", 0.3)
+    told: list[str] = []
+    read, write = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as holder:
+        os.write(write, b"..+%d;." % holder.pid)
+        os.close(write)  # the daemon died
+
+        def silence() -> None:
+            if holder.poll() is None:
+                raise OSError("device busy")
+
+        module._watch(read, silence, lambda state, **more: told.append(state))
+    os.close(read)
+    assert told == ["not-muted", "killed", "muted"] and holder.returncode == -signal.SIGKILL
+
+
 @pytest.mark.realtime
 @parts.libiio
 @pytest.mark.parametrize(("number", "allowance_s"), [(signal.SIGKILL, 0.0), (signal.SIGSTOP, ALLOWANCE_S)])
@@ -215,6 +233,30 @@ def test_a_pluto_goes_dark_when_its_daemon_is_killed_or_stopped(
             within(0.1, lambda: plutos.ask(1, "config")["tx_attenuation_db"] == 89.75)
             within(1.0, lambda: states(tmp_path) == ["up", "muted"])
             process.kill()
+    finally:
+        plutos.close()
+
+
+@pytest.mark.realtime
+@parts.libiio
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_pluto_goes_dark_when_the_process_of_its_driver_is_killed_or_hangs(tmp_path: Path, number: int) -> None:
+    plutos = PlutoAir(2, "pluto-stock")
+    try:
+        daemon = Daemon(f"pluto:{plutos.uris[1]}", tmp_path)
+        with daemon.process as process:
+            daemon.send()
+            within(2.0, lambda: plutos.ask(1, "powered"))
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            driver = next(int(k) for k in children if b"radio.apart" in Path(f"/proc/{k}/cmdline").read_bytes())
+            os.kill(driver, number)
+            if number == signal.SIGSTOP:
+                process.kill()  # the driver cannot follow
+            within(1.0, lambda: not plutos.ask(1, "powered"))
+            within(1.0, lambda: states(tmp_path) == ["up", "muted"])
+            process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(driver, signal.SIGKILL)
     finally:
         plutos.close()
 
