@@ -29,6 +29,7 @@ RAIL = 1.0 - 2.0**-11  # the top code of a 12-bit converter
 Scalar = str | int | float | bool | None
 Datatype = Literal["cf32_le", "ci16_le"]
 KNOWN = {*(f.name for f in fields(Capabilities)), *(f.name for f in fields(RadioConfig)), "samples"}
+IN_PARTS = {"start", "count", "event"}
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def write(path: Path, captures: Iterable[Capture], about: About, datatype: Datat
     data = path.with_suffix(".sigmf-data")
     if path.exists() or data.exists():
         raise RadioError(f"{path}: this recording exists", "choose another name")
-    if taken := KNOWN & set(about.facts):
+    if taken := (KNOWN & set(about.facts)) | {name for part in about.parts for name in IN_PARTS & set(part.facts)}:
         raise RadioError(f"{path}: {sorted(taken)} are names of the format", "give these facts other names")
     try:
         segments, events = _write_samples(data, captures, about.config.rate_hz, datatype)

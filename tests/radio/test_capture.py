@@ -145,6 +145,12 @@ def test_captures_are_taken_one_by_one_and_not_kept(tmp_path: Path) -> None:
         ("a.sigmf-meta", captures((0, 9), (8, 9)), ABOUT, f"{START + 8} follows one that ended at {START + 9}"),
         ("a.sigmf-meta", [*captures((0, 9)), Capture(samples(9), START + 9, 2e6)], ABOUT, "2e+06 S/s"),
         ("a.sigmf-meta", captures((0, 9)), replace(ABOUT, facts={"tier": "U1"}), "['tier'] are names"),
+        (
+            "a.sigmf-meta",
+            captures((0, 9)),
+            replace(ABOUT, parts=(Part(START, 1, "x", {"event": "y"}),)),
+            "['event'] are",
+        ),
         ("no/a.sigmf-meta", captures((0, 9)), ABOUT, "No such file or directory"),
     ],
 )
