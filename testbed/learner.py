@@ -82,7 +82,7 @@ class Pupil(_Common):
             torch.from_numpy(np.ascontiguousarray(theta)),
             self.clients[self.index],
             self.experiment.data,
-            self.experiment.learn,
+            self.scheme.learning(self.experiment.learn),
             seed=self.seed,
             index=self.index,
             round=round_number,

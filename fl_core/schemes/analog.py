@@ -13,7 +13,7 @@ from fl_core.schemes.base import Dense, Inverting, Plan
 
 @dataclass(frozen=True)
 class Gbma(Dense):
-    """Gradient-based multiple access (Sery, Cohen, arXiv 1908.07463, equations 7-9): x = sqrt(E) e^{-j arg h} u.
+    """Gradient-based multiple access (Sery, Cohen, arXiv 1908.07463): x = sqrt(E) e^{-j arg h} u.
 
     The server takes y/(s mu_h). The spread of |h| and the noise both remain, the noise as 1/(s^2 mu_h^2 SNR).
     """
@@ -34,7 +34,7 @@ class TruncatedInversion(Inverting):
 
 @dataclass(frozen=True)
 class Cotaf(Inverting):
-    """COTAF (Sery, Shlezinger, Cohen, Eldar, arXiv 2009.12787, equations 9-12): x = sqrt(p_t) u, aligned channels.
+    """COTAF (Sery, Shlezinger, Cohen, Eldar, arXiv 2009.12787): x = sqrt(p_t) u, aligned channels.
 
     ``p_t = P M / max_i E||u_i||^2`` is agreed in advance. Updates shrink with the outer rate, so with ``update_norm`` U
     the amplitude is sqrt(M)/(U eta_t) and the noise on the mean falls as eta_t^2. It is never more than the energies of

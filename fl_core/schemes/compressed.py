@@ -63,7 +63,7 @@ def amp(
 
 @dataclass(frozen=True)
 class ADsgd(Inverting):
-    """A-DSGD (Amiri, Gündüz, arXiv 1901.00844 section IV, 1907.09769): ``x = sqrt(a) [A g/eta; 1]``, a = P M/||.||^2.
+    """A-DSGD (Amiri, Gündüz, arXiv 1901.00844, 1907.09769): ``x = sqrt(a) [A g/eta; 1]``, a = P M/||.||^2.
 
     g is the top-k of the update with memory and A a Gaussian matrix of M - 1 complex rows that all share. The last
     symbol adds up the sqrt(a), so the server can take ``AMP(y / y_last)``: a mean in which a client with a small update

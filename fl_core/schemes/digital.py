@@ -23,7 +23,7 @@ def capacity_bits(uses: int, clients: int, snr: float, average: bool) -> float:
 
     ``(M/s) log2(1 + s P|h|^2/sigma^2)`` where power is limited on average over the round, because a client that is
     silent for the others' uses saves for its own; without the factor s where peak power is limited (Amiri, Gündüz,
-    arXiv 1901.00844, equation 8).
+    arXiv 1901.00844).
 
     Args:
         uses: M of the round, shared by all.
@@ -67,7 +67,7 @@ def quantise(vector: Tensor, bits: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Digital(Ideal):
-    """Orthogonal digital uplink (D-DSGD; Amiri, Gündüz, arXiv 1901.00844 section III, 1907.09769).
+    """Orthogonal digital uplink (D-DSGD; Amiri, Gündüz, arXiv 1901.00844, 1907.09769).
 
     Each of s clients codes its update at capacity into M/s channel uses: its q largest entries quantised to b bits,
     with the largest q whose log2 C(d, q) + q b + 32 bits fit. The rest, quantisation error included, stays in memory.

@@ -103,7 +103,7 @@ class FskMv(Energetic):
 
 @dataclass(frozen=True)
 class Reed(Energetic):
-    """Paired energies of positive and negative parts (REED, arXiv 2605.07263; equations reconstructed).
+    """Paired energies of positive and negative parts (REED; Chen, Bozorgasl, arXiv 2605.07263).
 
     ``E|y+|^2 - E|y-|^2 = scale^2 E|h|^2 sum u_i``: an unbiased mean, from which the noise power drops out by itself.
     """
@@ -118,7 +118,7 @@ class Reed(Energetic):
 
 @dataclass(frozen=True)
 class NcAirFl(Energetic):
-    """NCAirFL (arXiv 2411.13000): entries whose sign agrees with a shared random one, as energies, with memory.
+    """NCAirFL (Wen, Michelusi, Simeone, Xing, arXiv 2411.13000): energies of entries that agree with a shared sign.
 
     With v in {-1, +1}^d drawn anew each round: g = max((m + Delta) v, 0) entry by entry, x = scale sqrt(g), the server
     takes v (|y|^2 - sigma^2)/(scale^2 E|h|^2). The memory keeps m + Delta - v g, about half of the entries each round.

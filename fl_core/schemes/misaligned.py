@@ -43,7 +43,7 @@ def sample(
 ) -> Complex[np.ndarray, " sample"]:
     """Pass symbols through whitened matched filters, one output per stretch between two symbol edges.
 
-    Source: Shao, Gündüz, Liew, arXiv 2102.13604, equations 7-9. With clients in order of arrival, a stretch holds the
+    Source: Shao, Gündüz, Liew, arXiv 2102.13604. With clients in order of arrival, a stretch holds the
     current symbol of those who have arrived and the previous one of the others: counted over time and clients, the
     last s symbols. Each output is scaled to noise of the same variance, so a stretch of length 0 gives noise alone.
     """

@@ -26,8 +26,8 @@ class Obda(Inverting):
     """One-bit broadband digital aggregation (Zhu, Du, Gündüz, Huang, arXiv 2001.05713): signs as QPSK, majority vote.
 
     Channels are inverted with truncation; the server takes the sign of what it receives. ``step`` eta is the length of
-    a vote. With ``memory`` a client keeps the difference between what it had and what its vote says (error feedback as
-    in EF-signSGD; Karimireddy et al., arXiv 1901.09847).
+    a vote. With ``memory`` a client keeps the difference between what it had and what its vote says: error feedback, as
+    arXiv 2303.11319 proposes for this scheme, in the form of EF-signSGD (Karimireddy et al., arXiv 1901.09847).
     """
 
     name: ClassVar[str] = "obda"

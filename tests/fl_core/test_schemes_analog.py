@@ -113,7 +113,7 @@ def test_no_threshold_under_rayleigh_takes_infinite_power():
 
 @pytest.mark.parametrize("eta", [0.1, 0.05, 0.01])
 def test_noise_of_cotaf_decays_with_the_squared_step(eta):
-    """Sery et al. 2021, equation 12: the noise on the mean has variance sigma^2/(s^2 p_t), p_t = P M/(U^2 eta^2)."""
+    """Sery et al. 2021: the noise on the mean has variance sigma^2/(s^2 p_t), p_t = P M/(U^2 eta^2)."""
     d, clients, norm, trials = 200, 4, 30.0, 200
     scheme = make("cotaf", d, update_norm=norm)
     updates = eta * vectors(clients, d) * (0.9 * norm / math.sqrt(d * 1.3))  # below the norm that was agreed
