@@ -39,8 +39,8 @@ FULL_SCALE_DBM = 20.0  # at the highest gain, the most that common daughterboard
 LEAD_S = 0.05  # a burst reaches the device this long before its time: less comes late under load
 CLAIM_S = 8.0  # a network USRP lets go of a dead owner after some 5 s
 HOP_HZ = 250e6
-APT = "apt-get install -y --no-install-recommends python3-uhd, and run in the environment that `make env-uhd` makes"
-NUMPY = "use an environment with numpy<2, such as `make env-uhd` makes"
+APT = "apt-get install -y --no-install-recommends python3-uhd, then link its folder uhd into this environment"
+NUMPY = "pip install 'numpy<2' in this environment"
 
 _open: weakref.WeakValueDictionary[str, UsrpRadio] = weakref.WeakValueDictionary()  # UHD lends a device out twice
 
