@@ -14,7 +14,7 @@ from jaxtyping import Complex64
 
 from radio.base import Radio
 from radio.cycle import Cycle, layout, sounding_samples
-from radio.errors import ConfigError, LinkError
+from radio.errors import ConfigError, LinkError, SamplesLost
 from radio.nodelink import Csi, NodeLink
 from radio.ofdm import Profile, assemble, canary, pilot
 from radio.payload import Payload, Symbols
@@ -117,7 +117,7 @@ class Cell:
                 for slot in range(locked + 1, start):
                     node.listen(slot)
                 self.sound(node, start, cycle, place)
-            except LinkError as error:
+            except (LinkError, SamplesLost) as error:
                 refused[name] = error.message
         for name, heard in zip(names, self.link.sound(start, cycle, len(names)), strict=True):
             if name not in refused:
@@ -140,7 +140,7 @@ class Cell:
             try:
                 for number in range(SOUNDINGS):
                     self.sound(self.links[name], start + number * cycle.slots, cycle, place)
-            except LinkError as error:
+            except (LinkError, SamplesLost) as error:
                 refused[name] = error.message
                 self.uplink.peers.pop(name, None)
         table = [self.link.sound(start + n * cycle.slots, cycle, len(names)) for n in range(SOUNDINGS)]
@@ -199,7 +199,7 @@ class Cell:
                 sent = tamper(name, node.precode(whole, self.precoder))
                 try:
                     report, sigma[name] = node.follow(first + burst * cycle.slots, cycle, sent)
-                except LinkError as error:
+                except (LinkError, SamplesLost) as error:
                     lost[name] = error.message
                     break
                 clipped += report.clipped

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Complex64
+from jaxtyping import Complex64, Float64
 
 from radio.base import Radio, RadioConfig, TxReport
 from radio.beacon import BeaconFix, acquire, track
 from radio.cycle import Cycle
-from radio.errors import LinkError
+from radio.errors import LinkError, SamplesLost
 from radio.ofdm import Profile, clip, precode, synthesise
-from radio.timeline import echoes, measure_offset
+from radio.timeline import Echo, measure_offset
 from radio.track import PhaseTracker, SlotClock
 
 Grid = Complex64[np.ndarray, "symbol bin"]
@@ -32,6 +32,14 @@ COARSE_HZ = 500.0
 SHARED_ADEV = 3e-12
 #: Beacons missed in a row before the lock is given up.
 MISSES = 3
+
+
+@dataclass(frozen=True)
+class Wave:
+    """A burst but for its phase: complex64 samples, and the RX index at which each is to leave."""
+
+    index: Float64[np.ndarray, " sample"]
+    samples: Complex64[np.ndarray, " sample"]
 
 
 @dataclass(frozen=True)
@@ -73,9 +81,12 @@ class NodeLink:
     epoch: int | None = None
     csi: Csi | None = None
     sent: tuple[int, np.ndarray] | None = field(default=None, repr=False)
-    echoed: bool = False
+    echo: Echo = field(init=False, repr=False)
     tracker: PhaseTracker | None = field(default=None, repr=False)
     clock: SlotClock | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.echo = Echo(self.radio)
 
     def open(self) -> None:
         """Configure the radio; nothing is radiated."""
@@ -91,7 +102,8 @@ class NodeLink:
         self._tune(self.tuned_hz, echo=True)
         self.offset = measure_offset(self.radio, self.seed)
         self._tune(self.tuned_hz)
-        self.sent, self.echoed = None, False
+        self.sent = None
+        self.echo.forget()
 
     def _tune(self, shift_hz: float, echo: bool = False) -> None:
         """Tune by ``shift_hz`` off the downlink carrier, and by as many parts per million off the uplink's."""
@@ -213,9 +225,11 @@ class NodeLink:
             The radio's report (``clipped`` counts samples limited here, too), and the predicted phase error in rad.
         """
         self._check_echo()
-        for slot in range(first_slot, first_slot + cycle.before):
+        for slot in range(first_slot, first_slot + cycle.before - 1):
             self.listen(slot)
-        sent = self.send(first_slot, cycle.burst_at if at is None else at, grid)
+        wave = self.shape(first_slot, cycle.burst_at if at is None else at, grid)
+        self.listen(first_slot + cycle.before - 1)
+        sent = self.send(wave)
         for slot in range(first_slot + cycle.before, first_slot + cycle.beacons):
             self.listen(slot)
         return sent
@@ -226,35 +240,44 @@ class NodeLink:
         This comes with the next order, not with the burst: by then every other burst is on the air as well.
 
         Raises:
-            LinkError: earlier bursts were heard there, this one was not: a stream has slipped.
+            SamplesLost: a stream has slipped, and the lock with it.
         """
-        if (
-            self.sent is None
-            or self.radio.capabilities.one_timeline
-            or self.profile.beacon_hz != self.profile.carrier_hz
-        ):
+        if self.sent is None or self.profile.beacon_hz != self.profile.carrier_hz:
             return
         (start, samples), self.sent = self.sent, None
-        heard = echoes(self.radio, samples, start - self.offset)
-        if heard is False and self.echoed:
+        try:
+            self.echo.check(samples, start - self.offset)
+        except SamplesLost:
             self.clock = self.tracker = self.csi = None
-            raise LinkError(
-                f"{self.radio.name}: the burst from TX index {start} did not echo at RX index {start - self.offset}: "
-                "a stream has slipped",
-                "the node is sounded again; if this repeats, use fewer samples per second or a faster host",
-            )
-        self.echoed = self.echoed or heard is True
+            raise
 
-    def send(self, slot: int, at: float, grid: Grid) -> tuple[TxReport, float]:
-        """Transmit ``grid`` so that it reaches the server ``at`` server samples after the start of ``slot``.
+    def shape(self, slot: int, at: float, grid: Grid) -> Wave:
+        """Compute ``grid`` so that it reaches the server ``at`` server samples after the start of ``slot``.
 
         The signal is computed at this radio's own sample instants, so clock offset and fractional advance are exact.
+        It takes most of the time that a burst takes to make, and waits for no phase: the last beacon before the burst
+        comes after it.
+
+        Raises:
+            LinkError: no lock.
+        """
+        if self.clock is None:
+            raise LinkError(f"{self.radio.name}: not locked to the beacons", "sound this node again")
+        ratio = 1 + self.ppm * 1e-6
+        advance = self.csi.advance_samples if self.csi is not None else 0.0
+        slot_index = self.clock.index_of(slot)
+        first = math.ceil(slot_index + (at - advance) * ratio)
+        index = first + np.arange(int(len(grid) * self.profile.symbol_samples * ratio), dtype=np.float64)
+        return Wave(index, synthesise(grid, self.profile, (index - slot_index) / ratio - at + advance))
+
+    def send(self, wave: Wave) -> tuple[TxReport, float]:
+        """Turn a wave by the tracked phase and transmit it.
 
         Raises:
             TooLate: the instant can no longer be met; nothing is sent.
             LinkError: no lock, or the phase was lost on the way from one beacon to the next.
         """
-        if self.clock is None or self.tracker is None:
+        if self.tracker is None:
             raise LinkError(f"{self.radio.name}: not locked to the beacons", "sound this node again")
         if self.epoch is None:
             self.epoch = self.tracker.epoch
@@ -262,20 +285,12 @@ class NodeLink:
             # A whole turn of the downlink is none of the uplink: what the server measured holds no longer.
             self.clock = self.tracker = self.csi = None
             raise LinkError(f"{self.radio.name}: the phase was lost between beacons", "the node is sounded again")
-        ratio = 1 + self.ppm * 1e-6
-        advance = self.csi.advance_samples if self.csi is not None else 0.0
-        slot_index = self.clock.index_of(slot)
-        first = math.ceil(slot_index + (at - advance) * ratio)
-        count = int(len(grid) * self.profile.symbol_samples * ratio)
-        index = first + np.arange(count, dtype=np.float64)
-        times = (index - slot_index) / ratio - at + advance
-        prediction = self.tracker.predict(index, scale=self.scale)
-        phase_rad = prediction.phase_rad - (2 * math.pi * self.residue_hz / self.profile.rate_hz) * index
-        samples = synthesise(grid, self.profile, times) * np.exp(1j * phase_rad).astype(np.complex64)
-        samples, clipped = clip(samples)
-        report = self.radio.transmit(samples, first + self.offset)
+        prediction = self.tracker.predict(wave.index, scale=self.scale)
+        phase_rad = prediction.phase_rad - (2 * math.pi * self.residue_hz / self.profile.rate_hz) * wave.index
+        samples, clipped = clip(wave.samples * np.exp(1j * phase_rad).astype(np.complex64))
+        report = self.radio.transmit(samples, int(wave.index[0]) + self.offset)
         self.sent = (report.start, samples)
-        middle = self.tracker.predict(float(index[count // 2]), scale=self.scale)
+        middle = self.tracker.predict(float(wave.index[wave.index.size // 2]), scale=self.scale)
         return replace(report, clipped=report.clipped + clipped), float(middle.sigma_rad)
 
     def precode(self, grid: Grid, kind: str) -> Grid:

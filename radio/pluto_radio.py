@@ -77,7 +77,7 @@ class PlutoRadio:
     Args:
         reopen: opens the device; gets the serial that was seen before, or an empty string.
         block: samples in a block.
-        buffers: blocks in each of the device's two queues.
+        buffers: blocks in the device's transmit queue.
         shared_reference: the lab feeds it a common clock.
 
     Raises:
@@ -195,7 +195,7 @@ class PlutoRadio:
         if self._streams is None:
             self._run(device, 0, 0, seam=False)
         else:
-            self._ring.take(0, self._ring.newest + (self._buffers + 1) * self._block, STALL_S)
+            self._ring.take(0, self._streams.fresh(), STALL_S)
         return self._taken
 
     def _check(self, setting: str, value: float, limits: dict[str, tuple[float, float]]) -> None:
@@ -300,7 +300,7 @@ class PlutoRadio:
         self._ring.restart(index, seam)
         self._queue.restart(head)
         rx, tx = device.blocks(self._block, self._buffers)
-        self._streams = Streams(rx, tx, self._ring, self._queue, self._taken.rate_hz, self._block, self._buffers)
+        self._streams = Streams(rx, tx, self._ring, self._queue, self._taken.rate_hz, self._block)
         if self._watch.ident is None:
             self._watch.start()
 

@@ -5,7 +5,8 @@ Slot n begins at TX index ``origin + n * slot_samples`` of the server's radio; a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ from radio.beacon import beacon
 from radio.cycle import Cycle, sounding_samples
 from radio.ofdm import Profile, demodulate
 from radio.sync import Link, estimate_link, noise_of, sounding
-from radio.timeline import measure_offset
+from radio.timeline import Echo, measure_offset
 
 Grid = Complex64[np.ndarray, "symbol bin"]
 
 
+#: Beacons sent that are kept in mind, to be listened for.
+REMEMBERED = 256
 #: Time in seconds that an order takes to its node, where time does not stand still meanwhile.
 ORDER_S = 0.05
 
@@ -46,6 +49,11 @@ class ServerLink:
     offset: int = 0
     origin: int = 0
     last_slot: int = -1
+    unheard: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED), repr=False)
+    echo: Echo = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.echo = Echo(self.radio)
 
     def open(self) -> None:
         """Configure the radio, measure its TX-RX offset and start the slot clock."""
@@ -59,6 +67,7 @@ class ServerLink:
         """
         self._configure(self.profile.carrier_hz)
         self.offset = measure_offset(self.radio, self.seed)
+        self.echo.forget()
         self._configure(self.profile.beacon_hz)
 
     def _configure(self, tx_hz: float) -> None:
@@ -91,6 +100,7 @@ class ServerLink:
         """
         for slot in range(first_slot, first_slot + count):
             self.radio.transmit(beacon(self.profile, slot), self.origin + slot * self.profile.slot_samples)
+            self.unheard.append(slot)
         self.last_slot = max(self.last_slot, first_slot + count - 1)
 
     def schedule(self, cycle: Cycle, count: int) -> int:
@@ -106,12 +116,27 @@ class ServerLink:
         return self.origin + slot * self.profile.slot_samples + at - self.offset
 
     def window(self, slot: int, at: int, symbols: int) -> Window:
-        """Receive ``symbols`` OFDM symbols expected to start ``at`` samples after the start of ``slot``."""
+        """Receive ``symbols`` OFDM symbols expected to start ``at`` samples after the start of ``slot``.
+
+        The last beacon before it is listened for first, through this radio's own leakage.
+
+        Raises:
+            SamplesLost: a stream has slipped; ``remeasure`` before the next cycle.
+        """
         guard = self.profile.guard_samples
         count = symbols * self.profile.symbol_samples + 2 * guard
-        capture = self.radio.receive(count, self.rx_index(slot, at) - guard)
+        start = self.rx_index(slot, at) - guard
+        self._check_echo(start)
+        capture = self.radio.receive(count, start)
         grid, nulls = demodulate(capture.samples, self.profile, symbols, guard)
         return Window(grid, nulls, capture)
+
+    def _check_echo(self, before: int) -> None:
+        last = None
+        while self.unheard and self.rx_index(self.unheard[0]) + self.profile.beacon_samples < before:
+            last = self.unheard.popleft()
+        if last is not None and self.profile.beacon_hz == self.profile.carrier_hz:
+            self.echo.check(beacon(self.profile, last), self.rx_index(last))
 
     def sound(self, slot: int, cycle: Cycle, places: int) -> list[Link]:
         """Receive one sounding window and estimate the link of the node in each of its ``places``.

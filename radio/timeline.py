@@ -7,7 +7,7 @@ from jaxtyping import Complex64, Float64
 from scipy.fft import fft, ifft, next_fast_len
 
 from radio.base import Radio
-from radio.errors import CalibrationError
+from radio.errors import CalibrationError, SamplesLost
 
 CODE_SAMPLES = 2048
 LEVELS = (
@@ -63,6 +63,33 @@ def measure_offset(radio: Radio, seed: int) -> int:
         f"{radio.name}: no clear echo of its own burst; best peak {seen:.1f} times the mean, needed {PEAK_OVER_MEAN:g}",
         "raise rx_gain_db, lower tx_attenuation_db, and tune TX inside the receive band",
     )
+
+
+class Echo:
+    """Whether a radio hears itself where its TX-RX offset says; a radio with one timeline is not asked."""
+
+    def __init__(self, radio: Radio) -> None:
+        self._radio, self._heard = radio, False
+
+    def forget(self) -> None:
+        """Begin anew: the offset was measured again."""
+        self._heard = False
+
+    def check(self, sent: Complex64[np.ndarray, " sample"], start: int) -> None:
+        """Listen for ``sent`` at RX index ``start``, where the offset puts its first sample.
+
+        Raises:
+            SamplesLost: the radio heard itself before, and now does not: a stream has slipped.
+        """
+        if self._radio.capabilities.one_timeline:
+            return
+        heard = echoes(self._radio, sent, start)
+        if heard is False and self._heard:
+            raise SamplesLost(
+                f"{self._radio.name}: what it sent did not echo at RX index {start}: a stream has slipped",
+                "its offset is measured again; if this repeats, use a lower sample rate or a faster host",
+            )
+        self._heard = self._heard or heard is True
 
 
 def echoes(radio: Radio, sent: Complex64[np.ndarray, " sample"], start: int) -> bool | None:

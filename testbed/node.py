@@ -64,7 +64,10 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("ready", "train"): "training",
     ("training", "train"): "training",
     ("training", "plan"): "armed",
+    ("ready", "plan"): "armed",
     ("armed", "transmitted"): "sent",
+    ("armed", "late"): "ready",
+    ("tracking", "late"): "tracking",
     ("sent", "plan"): "armed",
     ("sent", "report"): "ready",
     ("training", "report"): "ready",
@@ -194,10 +197,10 @@ class Node:
             answer = await asyncio.to_thread(handler, message, arrays)
         except (RadioError, LinkError) as error:
             log.warning("node %s: %s failed: %s", self.name, message.kind, error)
-            self._go("fault")
+            late = error.late_samples if isinstance(error, TooLate) else 0
+            self._go("late" if late else "fault")
             if isinstance(error, LinkError):  # whoever hears no beacon must not be heard
                 await asyncio.to_thread(self.radio.mute)
-            late = error.late_samples if isinstance(error, TooLate) else 0
             answer = Nack(of=message.kind, reason=error.message, late_samples=late)
         if answer is not None:
             reply, extra = answer if isinstance(answer, tuple) else (answer, None)

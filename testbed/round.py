@@ -14,7 +14,7 @@ import numpy as np
 from calibration import NodeBudget, predict_nmse_db, refuse_coherent, signal_power
 from radio.cell import nmse_db
 from radio.cycle import layout
-from radio.errors import CalibrationError
+from radio.errors import CalibrationError, SamplesLost
 from radio.payload import Payload
 from radio.uplink import Aggregate
 from testbed.bus import Envelope
@@ -126,6 +126,30 @@ def predict(server: Server, powers: Mapping[str, float]) -> tuple[float, float]:
     return nmse_db, 10 ** (nmse_db / 10) * signal_power(budgets, rho)
 
 
+FACTS = (
+    "nmse_sum_db",
+    "nmse_update_db",
+    "nmse_dense_db",
+    "nmse_canary_db",
+    "nmse_checksum_db",
+    "nmse_predicted_db",
+    "snr_db",
+    "phase_rms_rad",
+)
+
+
+def summary(number: int, decoded: Decoded | None, losses: list[dict[str, str]]) -> dict[str, Any]:
+    """Build the fields of ``round-finished``."""
+    facts: dict[str, Any] = dict.fromkeys(FACTS)
+    facts |= {"bursts": 0, "channel_uses": 0, "seconds_train": 0.0, "seconds_air": 0.0, "seconds_decode": 0.0}
+    names: list[str] = []
+    if decoded is not None:
+        facts |= decoded.facts
+        names = decoded.names
+    voided = decoded is None or decoded.action == "void"
+    return {"round": number, "clients": names, **facts, "losses": losses, "voided": voided}
+
+
 def refuse_hopeless(server: Server, plan: RoundPlan) -> None:
     """Stop before a burst whose waves would not add up.
 
@@ -208,7 +232,12 @@ async def _attempt(server: Server, plan: RoundPlan, attempt: int, losses: list[d
         return None
     begun = time.perf_counter()
     decode = _Decode(server, plan, payload, names, first, cycle.slots, cycle.burst_at)
-    aggregate = await asyncio.to_thread(decode.aggregate)
+    try:
+        aggregate = await asyncio.to_thread(decode.aggregate)
+    except SamplesLost as error:
+        losses.append({"node": "server", "reason": error.message})
+        await server.slipped(error)
+        return None
     seconds_air = payload.bursts * cycle.slots * link.profile.slot_samples / link.profile.rate_hz
     decoded = await asyncio.to_thread(decode.conclude, aggregate, attempt, losses)
     clipped = sum(e.message.clipped for e in sent.values() if isinstance(e.message, Sent))

@@ -13,7 +13,7 @@ from typing import Any
 
 from radio.base import Radio
 from radio.cycle import Cycle, layout, sounding_samples
-from radio.errors import LinkError
+from radio.errors import LinkError, SamplesLost
 from radio.ofdm import PROFILES
 from radio.serverlink import ServerLink
 from radio.uplink import Uplink
@@ -24,13 +24,15 @@ from testbed.config import Experiment, Lab
 from testbed.guard import open_guarded
 from testbed.learner import Teacher
 from testbed.messages import Ack, Csi, Hello, Message, Nack, Report, Sound, Stop, Train, Welcome, as_times
-from testbed.round import Decoded, RoundPlan, refuse_hopeless, run_burst
+from testbed.round import Decoded, RoundPlan, refuse_hopeless, run_burst, summary
 from testbed.run import Checkpoint, RunFolder, read_events
 
 log = logging.getLogger(__name__)
 
 #: Slots of beacons for nodes that must first find the server, and soundings that measure link and phase error.
 ACQUIRE_SLOTS, SOUNDINGS = 100, 6
+#: What the time between beacon and burst grows by at most for one node that was late.
+LATE_S = 5e-3
 #: Void rounds in a row after which going on makes no sense.
 VOIDS = 5
 #: A sounding below this SNR per element is no link.
@@ -203,6 +205,7 @@ class Server:
             for name, links in heard.items():
                 if links[0].snr_db < SOUNDING_FLOOR_DB:
                     self.warn("not-heard", f"node {name}: sounding at {links[0].snr_db:.1f} dB")
+                    self.unlock(name)
                     continue
                 advance = uplink.first_sounding(name, links[0])
                 await self.send(
@@ -239,9 +242,14 @@ class Server:
             )
             await self.send(name, order)
         sent = await self.gather(names, "sent", self.experiment.run.join_timeout_s)
-        windows = [
-            await asyncio.to_thread(self.link.sound, first + n * cycle.slots, cycle, len(names)) for n in range(cycles)
-        ]
+        try:
+            windows = [
+                await asyncio.to_thread(self.link.sound, first + n * cycle.slots, cycle, len(names))
+                for n in range(cycles)
+            ]
+        except SamplesLost as error:
+            await self.slipped(error)
+            return {}
         return {name: [row[place] for row in windows] for place, name in enumerate(names) if name in sent}
 
     async def _round(self, number: int) -> None:
@@ -261,7 +269,7 @@ class Server:
         self.folder.emit("round-started", round=number, clients=active)
         losses = [{"node": name, "reason": "not ready"} for name in chosen if name not in self.ready]
         decoded = await self._exchange(number, active, losses) if active else None
-        event = self._summary(number, decoded, losses)
+        event = summary(number, decoded, losses)
         await self._conclude(number, decoded)
         self.history.append({key: event[key] for key in HISTORY})
         self.voids = self.voids + 1 if event["voided"] else 0
@@ -312,17 +320,6 @@ class Server:
             await self.send(name, report)
         await self.gather(here, "ack", self.lab.heartbeat.allowance_s + self.experiment.run.train_timeout_s)
 
-    def _summary(self, number: int, decoded: Decoded | None, losses: list[dict[str, str]]) -> dict[str, Any]:
-        """Build the fields of ``round-finished``."""
-        facts: dict[str, Any] = dict.fromkeys(FACTS)
-        facts |= {"bursts": 0, "channel_uses": 0, "seconds_train": 0.0, "seconds_air": 0.0, "seconds_decode": 0.0}
-        names: list[str] = []
-        if decoded is not None:
-            facts |= decoded.facts
-            names = decoded.names
-        voided = decoded is None or decoded.action == "void"
-        return {"round": number, "clients": names, **facts, "losses": losses, "voided": voided}
-
     def _save(self, number: int, event: dict[str, Any]) -> None:
         every = self.experiment.run.checkpoint_every
         if (number + 1) % every and number + 1 < self.experiment.run.rounds:
@@ -342,16 +339,16 @@ class Server:
         """Compare, report the end, stop every node."""
         try:
             done = len(self.history)
-            summary: dict[str, Any] = {"outcome": outcome, "reason": reason, "rounds": done}
+            told: dict[str, Any] = {"outcome": outcome, "reason": reason, "rounds": done}
             for key in HISTORY[2:]:
                 seen = [row[key] for row in self.history if row[key] is not None]
-                summary[f"median_{key}"] = median(seen) if seen else None
-            summary["voided"] = sum(1 for row in self.history if row["voided"])
+                told[f"median_{key}"] = median(seen) if seen else None
+            told["voided"] = sum(1 for row in self.history if row["voided"])
             if outcome == "finished":
-                summary["trained"] = self.teacher.evaluation(done - 1)
+                told["trained"] = self.teacher.evaluation(done - 1)
                 if self.experiment.run.compare:
-                    summary |= await asyncio.to_thread(self.teacher.comparison, done)
-            self.folder.emit("run-finished", **summary)
+                    told |= await asyncio.to_thread(self.teacher.comparison, done)
+            self.folder.emit("run-finished", **told)
         finally:
             await self.bus.send_all(self.bus.present, Stop(reason=outcome))
             await asyncio.to_thread(self.radio.close)
@@ -383,6 +380,13 @@ class Server:
         self.ready.discard(name)
         self.unlocked.add(name)
 
+    async def slipped(self, error: SamplesLost) -> None:
+        """After a slip of this radio's own streams no beacon and no window is where it is expected."""
+        self.warn("slipped", str(error))
+        for name in self.names:
+            self.unlock(name)
+        await asyncio.to_thread(self.link.remeasure)
+
     async def gather(self, names: Iterable[str], kind: str, timeout_s: float) -> dict[str, Envelope]:
         """Wait for one answer of ``kind`` from each name; the dead, the refusing and the late are left out.
 
@@ -391,7 +395,7 @@ class Server:
         """
         waiting = set(names)
         answers: dict[str, Envelope] = {}
-        refusals: dict[str, str] = {}
+        refusals: dict[str, Nack] = {}
         end = time.monotonic() + timeout_s
         while waiting and (left := end - time.monotonic()) > 0:
             item = await self.bus.receive(min(left, 1.0))
@@ -401,29 +405,22 @@ class Server:
             elif isinstance(item, Envelope) and item.name in waiting and item.message.round == self.round:
                 if isinstance(item.message, Nack):
                     waiting.discard(item.name)
-                    refusals[item.name] = f"{item.message.of}: {item.message.reason}"
+                    refusals[item.name] = item.message
                 elif item.message.kind == kind:
                     waiting.discard(item.name)
                     answers[item.name] = item
-        for name in sorted(refusals):
-            self.warn("nack", f"node {name}: {refusals[name]}")
-            self.unlock(name)
+        for name, refusal in sorted(refusals.items()):
+            self.warn("nack", f"node {name}: {refusal.of}: {refusal.reason}")
+            if refusal.late_samples:  # its host is slower than its radio declares: leave it more time
+                self.lead_samples += min(refusal.late_samples, round(LATE_S * self.link.profile.rate_hz))
+            if not refusal.late_samples or refusal.of != "plan":
+                self.unlock(name)
         for name in sorted(waiting):
             self.warn("timeout", f"node {name}: no {kind} within {timeout_s:.0f} s")
         return {name: answers[name] for name in self.names if name in answers}
 
 
 HISTORY = ("round", "voided", "nmse_sum_db", "nmse_canary_db", "nmse_predicted_db", "nmse_update_db", "phase_rms_rad")
-FACTS = (
-    "nmse_sum_db",
-    "nmse_update_db",
-    "nmse_dense_db",
-    "nmse_canary_db",
-    "nmse_checksum_db",
-    "nmse_predicted_db",
-    "snr_db",
-    "phase_rms_rad",
-)
 
 
 def _reasons(losses: Iterable[dict[str, str]]) -> str:

@@ -19,7 +19,7 @@ from radio.presets import PRESETS, EtherOptions  # noqa: E402
 from radio.safety import PROFILES  # noqa: E402
 from testbed.config import Experiment, Lab  # noqa: E402
 from testbed.run import EVENT_KINDS  # noqa: E402
-from testbed.server import FACTS, HISTORY  # noqa: E402
+from testbed.round import FACTS, HISTORY  # noqa: E402
 
 
 def built(page: str) -> str:

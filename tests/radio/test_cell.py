@@ -32,6 +32,8 @@ class Slipping:
     def now(self):
         return self._radio.now() - self.slip
 
+    newest = now
+
     def receive(self, count, start=None):
         got = self._radio.receive(count, None if start is None else start + self.slip)
         return Capture(got.samples, got.start - self.slip, got.rate_hz, got.clipped, got.events)
