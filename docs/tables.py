@@ -22,8 +22,8 @@ from radio.errors import TestbedError
 from radio.ofdm import PROFILES as WAVEFORMS
 from radio.ofdm import capacity
 from radio.presets import PRESETS, EtherOptions, RadioEffects
-from radio.regions import MIN_CONDUCTED_DB
-from radio.regions import PROFILES as SAFETY
+from radio.region import MIN_CONDUCTED_DB
+from radio.region import PROFILES as SAFETY
 from testbed import messages
 from testbed.cli import app
 from testbed.config import Experiment, Lab

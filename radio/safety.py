@@ -1,6 +1,6 @@
 """The guard that every radio stands behind: checks every tune and every burst, and writes each down; knows no driver.
 
-What may be sent is told by a profile (``radio.regions``). What this cannot know is what happens behind the connector:
+What may be sent is told by a profile (``radio.region``). What this cannot know is what happens behind the connector:
 the antenna, the cable and the attenuator are as the profile declares them.
 """
 
@@ -21,7 +21,7 @@ from scipy.fft import fft, next_fast_len
 
 from radio.base import Capabilities, Capture, Radio, RadioConfig, Samples, TxReport, Witness
 from radio.errors import RadioError, TooLate, UnsafeTransmit
-from radio.regions import MIN_CONDUCTED_DB, PROFILES, Band, SafetyProfile
+from radio.region import MIN_CONDUCTED_DB, PROFILES, Band, SafetyProfile
 
 __all__ = [
     "MIN_CONDUCTED_DB",

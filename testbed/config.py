@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fl_core.options import DataOptions, LearnOptions, ModelOptions, SchemeOptions
 from radio.errors import ConfigError
 from radio.presets import PRESETS, EtherOptions, preset
-from radio.regions import PROFILES, SafetyProfile, read_region
+from radio.region import PROFILES, SafetyProfile, read_region
 from testbed import toml
 from testbed.problems import VIRTUAL, ConfigProblems, check, explain, raise_all, suggest
 

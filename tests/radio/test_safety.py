@@ -18,7 +18,7 @@ from radio.loopback import LoopbackRadio
 from radio.ofdm import PROFILES as WAVEFORMS
 from radio.ofdm import Profile, assemble, canary, clip, drive_for_backoff, pilot, synthesise
 from radio.presets import preset
-from radio.regions import REGIONS, read_region
+from radio.region import REGIONS, read_region
 from radio.safety import _as_sent, outside_db
 from radio.timeline import code
 

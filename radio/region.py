@@ -182,7 +182,7 @@ def _parse(where: str, text: str) -> dict[str, Any]:
 
 
 def _regions() -> Iterator[Region]:
-    for file in sorted(files("radio.regions").iterdir(), key=lambda file: file.name):
+    for file in sorted((files("radio") / "regions").iterdir(), key=lambda file: file.name):
         if file.name.endswith(".toml"):
             yield Region.model_validate(_parse(file.name, file.read_text(encoding="utf-8")))
 
