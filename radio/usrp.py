@@ -89,8 +89,21 @@ def address(rest: str) -> tuple[dict[str, str], str, str]:
     return arguments, clock, arguments.pop("time_source", "internal")
 
 
+@contextmanager
+def _asking(name: str) -> Iterator[None]:
+    """Turn what UHD raises into an error with a remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RadioError(
+            f"{name} does not do what it is asked: {str(error).splitlines()[0]}",
+            REMEDY,
+        ) from error
+
+
 def _find(uhd: Any, arguments: dict[str, str]) -> list[dict[str, str]]:
-    return [found.to_dict() for found in uhd.find(uhd.types.DeviceAddr(arguments))]
+    with _asking("the search for USRPs"):
+        return [found.to_dict() for found in uhd.find(uhd.types.DeviceAddr(arguments))]
 
 
 def _uri(found: dict[str, str]) -> str:
@@ -102,22 +115,10 @@ def _uri(found: dict[str, str]) -> str:
 def discover() -> list[Discovered]:
     """List the USRPs on USB and on the local networks; none where UHD is missing or unsafe."""
     try:
-        uhd = library()
-    except RadioNotFound:
+        devices = _find(library(), {})
+    except RadioError:
         return []
-    return [Discovered(_uri(found), found.get("serial", ""), Tier.U0, found) for found in _find(uhd, {})]
-
-
-@contextmanager
-def _asking(name: str) -> Iterator[None]:
-    """Turn what UHD raises into an error with a remedy."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise RadioError(
-            f"{name} does not do what it is asked: {str(error).splitlines()[0]}",
-            REMEDY,
-        ) from error
+    return [Discovered(_uri(found), found.get("serial", ""), Tier.U0, found) for found in devices]
 
 
 def _make(uhd: Any, arguments: dict[str, str], patience_s: float = 0.0) -> tuple[Any, dict[str, str]]:
@@ -191,8 +192,8 @@ class UsrpRadio:
         _open[self.serial] = self
         try:
             with _asking(self.name):
+                self.mute()  # it may leak from an earlier life, and a reference takes its time
                 lock_reference(self._usrp, self.name, self._clock, self._pulse)
-                self.mute()
                 self._max_rate_hz = min(SAFE_RATE_HZ, self._usrp.get_rx_rates(0).stop())
         except (RadioError, KeyboardInterrupt):
             self.close()
@@ -245,8 +246,7 @@ class UsrpRadio:
     def configure(self, wanted: RadioConfig) -> RadioConfig:
         """Apply settings in UHD's order, gain by hand, and read them back; a new rate restarts time and streams."""
         old, asked = self._config, self._wanted
-        if self._usrp is None:
-            raise RadioError(f"{self.name} is closed", "open it again")
+        self._still_open()
         if old is not None and wanted in (old, asked):
             return old
 
@@ -285,7 +285,8 @@ class UsrpRadio:
                 rate_hz=usrp.get_rx_rate(0),
                 rx_hz=usrp.get_rx_freq(0),
                 tx_hz=usrp.get_tx_freq(0),
-                bandwidth_hz=min(usrp.get_tx_bandwidth(0), usrp.get_tx_rate(0)),  # a filter may be wider than the rate
+                # a filter may be wider than anything sent, and one that cannot be asked reads 0
+                bandwidth_hz=min(max(usrp.get_tx_bandwidth(0), wanted.bandwidth_hz), usrp.get_tx_rate(0)),
                 rx_gain_db=usrp.get_rx_gain(0),
                 tx_attenuation_db=power.stop() - power.clip(power.stop() - wanted.tx_attenuation_db, True),
             )
@@ -317,7 +318,12 @@ class UsrpRadio:
         if streams is not None:
             streams.stop()
 
+    def _still_open(self) -> None:
+        if self._usrp is None:
+            raise RadioError(f"{self.name} is closed", "open it again")
+
     def _running(self) -> Streams:
+        self._still_open()
         if self._streams is None or self._config is None:
             raise RadioError(f"{self.name} has no settings yet", "configure it first")
         if self._streams.error is not None:
@@ -382,6 +388,8 @@ class UsrpRadio:
 
     def mute(self) -> None:
         """Stop bursts and set the lowest gain; UHD has no way to power an LO down."""
+        if self._usrp is None:
+            return
         if self._streams is not None:
             self._streams.drop()
         self._end = 0
