@@ -90,6 +90,8 @@ def serve() -> None:
 class Idle:
     """The direction that is not measured."""
 
+    buffers = 4
+
     def __init__(self) -> None:
         self.woken = threading.Event()
         self.memory = np.zeros((BLOCK, 2), np.int16)
@@ -131,7 +133,7 @@ def driver_rx(uri: str) -> float:
     ring = RxRing(1 << 24, 2**11)  # holds a whole round, should the reader fall behind
     ring.append(np.zeros((1 << 24, 2), np.int16), 0)  # its memory is had from the system before, as in a long run
     ring.restart(0, seam=False)
-    streams = Streams(port, Idle(), ring, TxQueue("benchmark"), 61.44e6, BLOCK, 4)
+    streams = Streams(port, Idle(), ring, TxQueue("benchmark"), 61.44e6, BLOCK)
     speed = timed(lambda: ring.take(BLOCK, None, 5.0))
     assert streams.stop(5.0)
     return speed
@@ -143,14 +145,18 @@ def driver_tx(uri: str, burst: np.ndarray) -> float:
     unused, port = device.blocks(BLOCK, 4)
     unused.close()
     queue = TxQueue("benchmark")
-    streams = Streams(Idle(), port, RxRing(1 << 16, 2**11), queue, 61.44e6, BLOCK, 4)
+    streams = Streams(Idle(), port, RxRing(1 << 16, 2**11), queue, 61.44e6, BLOCK)
 
-    def send() -> None:
-        start = queue.add(to_pairs(burst)[0], None)
-        while start > queue.head + 4 * BLOCK:  # as far ahead as the device's own queue
-            time.sleep(1e-5)
+    def send() -> None:  # orders are given ahead of time; done is what has left
+        for _ in range(BLOCKS):
+            end = queue.add(to_pairs(burst)[0], None) + BLOCK
+        while queue.head < end:
+            time.sleep(1e-4)
 
-    speed = timed(send)
+    send()
+    begin = time.perf_counter()
+    send()
+    speed = BLOCKS * BLOCK / (time.perf_counter() - begin) / 1e6
     assert streams.stop(5.0)
     return speed
 

@@ -177,6 +177,7 @@ class Block:
         device.set_kernel_buffers_count(buffers)  # before the buffer exists, on the device that makes it
         for name in ("voltage0", "voltage1"):
             device.find_channel(name, output).enabled = True
+        self.buffers = buffers
         self._buffer = iio.Buffer(device, block)
         self._begin = iio._buffer_start  # the public read() copies
         self._type = ctypes.c_int16 * (2 * block)

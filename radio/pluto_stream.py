@@ -25,15 +25,19 @@ from radio.urgency import hurry
 IQ = Int16[np.ndarray, "sample 2"]
 
 DAC_RAIL = 2047  # twelve bits, which the converter takes from the top of sixteen
+PIECE = 1 << 13  # samples converted at a time: in cache, and without asking the system for memory
 PACE_WINDOW_S = 1.0
 DRIFT = 1e-4  # between the crystals of radio and host
 SWITCH_S = 2e-4  # other threads of the process must not hold the interpreter for longer than blocks last
+HEAD_BLOCKS = 4  # at the start of a stream: the kernel may have filled them long ago
 SETTLE_S = 0.5  # a stream that starts fills its queue first
 
 
 @runtime_checkable
 class Port(Protocol):
-    """One direction of DMA: a block of memory, and the wait for the device to fill or take it."""
+    """One direction of DMA: a block of memory, the wait for the device to fill or take it, its queue of ``buffers``."""
+
+    buffers: int
 
     def refill(self) -> None:
         """Wait for the next block received."""
@@ -62,11 +66,14 @@ def to_pairs(samples: Complex64[np.ndarray, " sample"]) -> tuple[IQ, int]:
     The device drops the low four bits, which would turn rounding into a constant offset: they are left empty.
     """
     flat = np.ascontiguousarray(samples).view(np.float32).reshape(-1, 2)
-    clipped = 0
-    if flat.size and (flat.max() > 1.0 or flat.min() < -1.0):
-        clipped = int((np.abs(flat) > 1.0).any(axis=1).sum())
-    scaled = np.rint(flat * np.float32(DAC_RAIL + 1))
-    return np.clip(scaled, -DAC_RAIL - 1, DAC_RAIL, out=scaled).astype(np.int16) << 4, clipped
+    pairs, clipped = np.empty(flat.shape, np.int16), 0
+    for begin in range(0, len(flat), PIECE):
+        scaled = flat[begin : begin + PIECE] * np.float32(DAC_RAIL + 1)
+        if scaled.max() > DAC_RAIL or scaled.min() < -DAC_RAIL - 1:
+            clipped += int((np.abs(scaled) > DAC_RAIL + 1).any(axis=1).sum())
+            np.clip(scaled, -DAC_RAIL - 1, DAC_RAIL, out=scaled)
+        pairs[begin : begin + PIECE] = np.rint(scaled, out=scaled)
+    return np.left_shift(pairs, 4, out=pairs), clipped
 
 
 class TxQueue:
@@ -119,14 +126,17 @@ class TxQueue:
         """Write the next block: zeros, and the parts of bursts that fall into it."""
         with self._lock:
             end = self._head + len(block)
-            block[:] = 0
+            done = 0
             while self._bursts and self._bursts[0][0] < end:
                 start, burst = self._bursts[0]
                 low, high = max(start, self._head), min(start + len(burst), end)
+                block[done : low - self._head] = 0
                 block[low - self._head : high - self._head] = burst[low - start : high - start]
+                done = high - self._head
                 if high < start + len(burst):
                     break
                 self._bursts.popleft()
+            block[done:] = 0
             self._head = end
 
     def clear(self) -> None:
@@ -181,6 +191,12 @@ class Pace:
         self._count += round(lost)
         return round(lost)
 
+    def due(self, now_s: float) -> int:
+        """Give the count that a stream without delays would have reached; 0 before it has settled."""
+        if self._level == math.inf:
+            return 0
+        return round((now_s - self._begin_s) * self._rate_hz - self._level)
+
     def _judge(self) -> float:
         """Compare the best of a window that ends with the level; returns a loss that is sure by now."""
         shift = self._low - self._level
@@ -202,15 +218,17 @@ class Streams:
         queue: holds the bursts to be sent.
         rate_hz: sample rate.
         block: samples in a block.
-        buffers: blocks in each of the device's queues.
     """
 
-    def __init__(
-        self, rx: Port, tx: Port, ring: RxRing, queue: TxQueue, rate_hz: float, block: int, buffers: int
-    ) -> None:
+    def __init__(self, rx: Port, tx: Port, ring: RxRing, queue: TxQueue, rate_hz: float, block: int) -> None:
         self._rx, self._tx, self._ring, self._queue = rx, tx, ring, queue
-        self._rate_hz, self._block, self._buffers = rate_hz, block, buffers
+        self._rate_hz, self._block = rate_hz, block
         self._first = ring.newest
+        self._rx_pace, self._tx_pace = (
+            # a full queue, a block in transfer and one in the making
+            Pace(rate_hz, (port.buffers + 2) * block, block // 2)
+            for port in (rx, tx)
+        )
         self._stop = threading.Event()
         self._broken = ""
         self._slips: deque[StreamEvent] = deque()
@@ -228,6 +246,10 @@ class Streams:
     def fed_s(self) -> float:
         """Monotonic time at which the last block came in."""
         return self._fed_s
+
+    def fresh(self) -> int:
+        """Give the RX index from which on samples are received later than now, however far the host is behind."""
+        return max(self._ring.newest, self._first + self._rx_pace.due(time.monotonic())) + 2 * self._block
 
     def trouble(self, patience_s: float) -> str:
         """Say what is wrong, or nothing."""
@@ -251,10 +273,6 @@ class Streams:
             self._tx.cancel()
         return False
 
-    def _pace(self) -> Pace:
-        """Make a counter that allows for a full queue, a block in transfer and one in the making."""
-        return Pace(self._rate_hz, (self._buffers + 2) * self._block, self._block // 2)
-
     def _guarded(self, run: Callable[[], None]) -> None:
         hurry()
         try:
@@ -263,13 +281,13 @@ class Streams:
             self._broken = f"{error.strerror or error} (errno {error.errno})"
 
     def _receive(self) -> None:
-        for _ in range(self._buffers):  # filled before the settings took effect
+        for _ in range(HEAD_BLOCKS):
             self._rx.refill()
-        index, pace = self._first, self._pace()
+        index = self._first
         while not self._stop.is_set():
             self._rx.refill()
             self._fed_s = time.monotonic()
-            index += pace.count(self._block, self._fed_s)
+            index += self._rx_pace.count(self._block, self._fed_s)
             events: tuple[StreamEvent, ...] = ()
             while self._slips:  # an underflow voids the constant between the counters: captures tell it, too
                 events += (StreamEvent("underflow", index, self._slips.popleft().count),)
@@ -277,12 +295,11 @@ class Streams:
             index += self._block
 
     def _send(self) -> None:
-        pace = self._pace()
         while not self._stop.is_set():
             self._queue.compose(self._tx.samples())
             self._tx.push()
             self._sent_s = time.monotonic()
-            lost = pace.count(self._block, self._sent_s)
+            lost = self._tx_pace.count(self._block, self._sent_s)
             if lost:
                 event = StreamEvent("underflow", self._queue.head - self._block, lost)
                 self.events.append(event)

@@ -20,6 +20,8 @@ def wave(count: int) -> np.ndarray:
 
 
 class FakePort:
+    buffers = 4
+
     def __init__(self, device):
         self.device, self.block, self.count, self.cancelled = device, np.zeros((BLOCK, 2), np.int16), 0, False
 

@@ -118,8 +118,18 @@ def test_a_small_loss_is_told_within_three_seconds(ppm):
     assert told[found[0]] == pytest.approx(0.75 * BLOCK, abs=0.1 * BLOCK)
 
 
+def test_what_is_due_does_not_depend_on_delays():
+    pace, times = Pace(1e6, QUEUE, BLOCK // 2), np.arange(1, 1000) * BLOCK / 1e6
+    for time_s in times:
+        pace.count(BLOCK, float(time_s))
+    assert pace.due(float(times[-1])) == pytest.approx(999 * BLOCK, abs=1)
+    assert pace.due(float(times[-1]) + 0.1) == pytest.approx(999 * BLOCK + 100_000, abs=1)  # the host is behind
+
+
 class FakePort:
-    """A device of perfect pace: 100 blocks of 64 a second, or stalled, or gone."""
+    """A device of perfect pace: a block of 64 every millisecond, or stalled, or gone."""
+
+    buffers = 4
 
     def __init__(self) -> None:
         self.block = np.zeros((64, 2), np.int16)
@@ -153,7 +163,7 @@ class FakePort:
 @pytest.fixture
 def streaming():
     rx, tx, ring, queue = FakePort(), FakePort(), RxRing(1 << 16, 2**11), TxQueue("r")
-    streams = Streams(rx, tx, ring, queue, 64e3, 64, 4)
+    streams = Streams(rx, tx, ring, queue, 64e3, 64)
     yield streams, rx, tx, ring, queue
     assert streams.stop(2.0)
 
