@@ -4,16 +4,29 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test env env-dev lint types laws docs wheel ci clean
+.PHONY: demo test test-uhd system env env-dev env-uhd lint types laws docs wheel clean
+
+# What Debian and Ubuntu carry and no wheel brings: libiio for the Pluto, UHD for USRPs, and what the tests need of both.
+PARTS := libiio0 iiod libiio-utils python3-uhd python3-gevent python3-msgpack python3-six
+UHD_PYTHON := $(shell command -v /usr/bin/python3)
 
 demo: env
 	$(BIN)/testbed run
 
+# Tests paced by the wall clock run alone, one after the other.
 test: env-dev
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not realtime"
+	$(BIN)/python -m pytest -m realtime
+
+test-uhd: env-uhd
+	TESTBED_UHD=1 .venv-uhd/bin/python -m pytest tests/usrp
+
+system:
+	$(if $(filter 0,$(shell id -u)),,sudo )apt-get install -y --no-install-recommends $(PARTS)
 
 env: $(VENV)/.core
 env-dev: $(VENV)/.dev
+env-uhd: .venv-uhd/.ready
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
@@ -24,7 +37,19 @@ $(VENV)/.core: $(VENV)/.python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) install -q -c constraints.txt -e ".[dev,docs]"
+	$(PIP) install -q -c constraints.txt -e ".[dev,docs,pluto,dask]"
+	touch $@
+
+# Debian's UHD breaks under NumPy 2, and only its own folder of the system's packages may show: an environment apart.
+.venv-uhd/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-uhd
+	grep -v '^numpy==' constraints.txt > .venv-uhd/constraints.txt
+	.venv-uhd/bin/python -m pip --disable-pip-version-check install -q -c .venv-uhd/constraints.txt \
+		"numpy<2" scipy numba pydantic jaxtyping beartype pyzmq sigmf pytest pytest-timeout
+	.venv-uhd/bin/python -m pip --disable-pip-version-check install -q --no-deps -e .
+	ln -sfn "$$($(UHD_PYTHON) -c 'import importlib.util as u; print(u.find_spec("uhd").submodule_search_locations[0])')" \
+		"$$(.venv-uhd/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/uhd"
+	.venv-uhd/bin/python -c "import uhd; uhd.usrp.MultiUSRP"
 	touch $@
 
 lint: env-dev
@@ -50,4 +75,4 @@ wheel: env-dev
 	cd build/wheel && venv/bin/testbed doctor
 
 clean:
-	rm -rf $(VENV) build dist docs/_build
+	rm -rf $(VENV) .venv-uhd build dist docs/_build

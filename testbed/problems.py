@@ -41,6 +41,7 @@ _KINDS = {
 }
 
 
+PLACES = ("pluto:ip:", "pluto:usb:", "usrp:addr=", "usrp:type=")  # each machine may have a radio at the same place
 VIRTUAL = "pluto-virtual"  # in place of a URI: a Pluto that the simulated air serves
 
 
@@ -171,7 +172,7 @@ def check(
     if any(entry.name in ("server", "reader") for entry in lab.nodes):
         wrong(lab_source, "nodes: 'server' and 'reader' are names of the testbed's own keys", "rename the node")
     for uri, times in Counter([lab.server.radio, *(entry.radio for entry in lab.nodes)]).items():
-        if times > 1 and uri != VIRTUAL:
+        if times > 1 and uri != VIRTUAL and not uri.startswith(PLACES):
             wrong(lab_source, f"radio = {uri!r} is used {times} times", "give every machine a radio of its own")
     uris = [lab.server.radio, *(entry.radio for entry in lab.nodes)]
     if lab.ether is None and any(_needs_ether(uri) for uri in uris):
