@@ -373,7 +373,7 @@ def test_a_binding_for_an_older_numpy_is_probed_elsewhere_and_never_imported(tmp
     """Debian's UHD 4.3 under NumPy 2: the import complains and goes on, ``recv`` crashes the process."""
     (tmp_path / "uhd").mkdir()
     (tmp_path / "uhd" / "__init__.py").write_text("import sys; print('_ARRAY_API not found', file=sys.stderr)")
-    probed = "import subprocess, numpy; numpy.__version__ = '2.4.6'; path = sys.path[0]\n" + (
+    probed = "import subprocess, numpy, radio.usrp; numpy.__version__ = '2.4.6'; path = sys.path[0]\n" + (
         "real = subprocess.run\n"
         "def found(args, **kw): return real(args, env={'PYTHONPATH': path}, **kw)\n"
         "subprocess.run = found\n"

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -195,6 +195,13 @@ def test_a_device_that_dies_is_an_error_and_may_come_back():
         again.close()
 
 
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5.0
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 OWNER = """
 import sys, time
 import numpy as np
@@ -214,14 +221,11 @@ def test_silence_reaches_a_device_whose_owner_was_killed():
         owner = subprocess.Popen([sys.executable, "-c", OWNER, device.rest], stdout=subprocess.PIPE)
         assert owner.stdout is not None and owner.stdout.readline() == b"sent\n"
         told = bridge.seats[device.serial].told
-        assert told["set_gain TX1"] == 79.75
+        until(lambda: told["set_gain TX1"] == 79.75)  # told over a socket
         owner.kill()
         owner.communicate()
         usrp.silence(device.rest)
-        deadline = time.monotonic() + 3.0
-        while told["set_gain TX1"] != 0.0:  # told over a socket
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: told["set_gain TX1"] == 0.0)
     bridge.stop()
 
 
