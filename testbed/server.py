@@ -232,15 +232,8 @@ class Server:
         """Order soundings of all ``names`` in shared windows and receive them."""
         first = await asyncio.to_thread(self.link.schedule, cycle, cycles)
         for place, name in enumerate(names):
-            order = Sound(
-                first_slot=first,
-                cycles=cycles,
-                cycle=as_times(cycle),
-                place=place,
-                drive=self.uplink.full_drive,
-                search_samples=search,
-            )
-            await self.send(name, order)
+            where: dict[str, Any] = {"first_slot": first, "cycles": cycles, "cycle": as_times(cycle), "place": place}
+            await self.send(name, Sound(**where, drive=self.uplink.full_drive, search_samples=search))
         sent = await self.gather(names, "sent", self.experiment.run.join_timeout_s)
         try:
             windows = [
@@ -249,6 +242,10 @@ class Server:
             ]
         except SamplesLost as error:
             await self.slipped(error)
+            return {}
+        except LinkError as error:  # a receiver that gives zeros: nothing is above its converter's smallest step
+            self.warn("not-heard", str(error))
+            self.unlock(*names)
             return {}
         return {name: [row[place] for row in windows] for place, name in enumerate(names) if name in sent}
 
@@ -375,16 +372,15 @@ class Server:
             if item.name not in self.arrivals:
                 self.arrivals.append(item.name)
 
-    def unlock(self, name: str) -> None:
+    def unlock(self, *names: str) -> None:
         """A node that lost its beacons, or could not do as told, is sought and sounded before its next round."""
-        self.ready.discard(name)
-        self.unlocked.add(name)
+        self.ready -= set(names)
+        self.unlocked |= set(names)
 
     async def slipped(self, error: SamplesLost) -> None:
         """After a slip of this radio's own streams no beacon and no window is where it is expected."""
         self.warn("slipped", str(error))
-        for name in self.names:
-            self.unlock(name)
+        self.unlock(*self.names)
         await asyncio.to_thread(self.link.remeasure)
 
     async def gather(self, names: Iterable[str], kind: str, timeout_s: float) -> dict[str, Envelope]:
