@@ -200,8 +200,10 @@ def test_low_rates_need_the_filter(pluto: Settings) -> None:
 def test_the_filter_has_no_more_taps_than_the_converter_allows(pluto: Settings) -> None:
     pluto.load(2)
     pluto.write(f"phy {RX} sampling_frequency", "61440000")
-    with pytest.raises(OSError):
-        pluto.write(f"phy {BOTH} voltage_filter_fir_en", "1")
+    for path in (f"{BOTH} voltage_filter_fir_en", f"{RX} filter_fir_en", f"{TX} filter_fir_en"):
+        with pytest.raises(OSError):
+            pluto.write(f"phy {path}", "1")
+        assert [pluto.read(f"phy {side} filter_fir_en") for side in (RX, TX)] == ["0", "0"]
     pluto.load(2, 64)
     pluto.write(f"phy {BOTH} voltage_filter_fir_en", "1")
     pluto.write(f"phy {BOTH} voltage_filter_fir_en", "0")
