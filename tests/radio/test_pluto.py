@@ -226,7 +226,7 @@ def test_rails_are_counted_on_both_ends(pair):
     loud[100:110] = 3.0 - 2.0j
     begin = hearer.newest()
     assert sender.transmit(loud).clipped == 10
-    heard = hearer.receive(80_000, begin)
+    heard = hearer.receive(160_000, begin)
     assert 10_000 < heard.clipped <= 20_100
     assert np.abs(heard.samples.view(np.float32)).max() <= 1.0
 
