@@ -107,6 +107,9 @@ class Scheme(Protocol):
     def antennas(self) -> int:
         """Receive antennas."""
 
+    def wired_power(self, clients: int) -> float:
+        """Return the mean power per channel use of a client whose symbols do not go through the channel."""
+
     def learning(self, learn: LearnOptions) -> LearnOptions:
         """Return how clients compute their updates."""
 
@@ -222,6 +225,10 @@ class Base:
     def antennas(self) -> int:
         """One."""
         return 1
+
+    def wired_power(self, clients: int) -> float:
+        """Return 0: the control link costs the radio nothing."""
+        return 0.0
 
     def learning(self, learn: LearnOptions) -> LearnOptions:
         """Leave it as it is: meta-learning."""

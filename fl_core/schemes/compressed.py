@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -12,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fl_core.encode import kept_entries, power_scale
+from fl_core.decode import recoverable
+from fl_core.encode import kept_entries
 from fl_core.oamp import Prior, denoise
 from fl_core.options import SchemeOptions
 from fl_core.schemes.base import Base, Csi, Inverting, Plan, mean
@@ -113,10 +113,6 @@ class ADsgd(Inverting):
         norm = whole.abs().double().square().sum(-1, keepdim=True).sqrt()
         return (whole * (math.sqrt(self.symbols) / norm)).to(torch.complex64)
 
-    def scale(self, norms_squared: Iterable[float], plan: Plan) -> float:
-        """Return the common amplitude; with equal energies and no inversion it is 1."""
-        return power_scale(norms_squared, self.symbols, self.limit())
-
     def decode(self, received: Tensor, csi: Csi, plan: Plan) -> Tensor:
         """Divide by the sum of scales, and recover; nothing where noise drowns that sum."""
         weight = float(received[-1].real)
@@ -127,3 +123,8 @@ class ADsgd(Inverting):
         guess = min(max(kept * max(plan.clients, 1) / self.dimension, 1e-3), 0.5)
         found = amp(self.matrix(plan), values, guess, self.options.iterations)
         return mean(found * plan.eta * plan.clients, plan)
+
+    def recoverable(self, clients: int) -> str:
+        """Apply the rule of thumb of :func:`fl_core.decode.recoverable`."""
+        shared = self.options.sparsifier == "rand-k"
+        return recoverable(2 * (self.symbols - 1), self.dimension, self.options.keep, clients, shared)

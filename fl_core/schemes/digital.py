@@ -81,6 +81,10 @@ class Digital(Ideal):
         """Complex channel uses M = measure d that the bits would take."""
         return max(1, round(self.options.measure * self.dimension))
 
+    def wired_power(self, clients: int) -> float:
+        """Return what the bits would take: all of the round's power, or a peak in the client's own share of it."""
+        return 1.0 if self.options.power == "average" else 1.0 / clients
+
     def entries(self, csi: Csi, plan: Plan) -> Tensor:
         """Count what each client can afford, shape (...): with |h| = 1 and the SNR of the options unless told."""
         noise = Channel(self.options.fading, self.options.snr_db).noise if csi.noise is None else csi.noise

@@ -12,7 +12,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from fl_core.options import SchemeOptions
-from fl_core.schemes.base import UNKNOWN, Base, Carrier, Csi, Plan, Precoder, mean
+from fl_core.schemes.base import UNKNOWN, Carrier, Csi, Dense, Plan, Precoder, mean
 from fl_core.schemes.signs import majority
 from fl_core.seeds import numpy_generator
 
@@ -36,7 +36,7 @@ def pairs(vector: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch elements"]
 
 
 @dataclass(frozen=True)
-class Energetic(Base):
+class Energetic(Dense):
     """A base for schemes whose symbols are amplitudes with random phases.
 
     Sums of energies hold only on average: the cross terms of clients with independent phases have mean 0, and a
@@ -45,11 +45,6 @@ class Energetic(Base):
 
     carrier: ClassVar[Carrier] = "energy"
     elements: ClassVar[int] = 2
-
-    @classmethod
-    def fit(cls, options: SchemeOptions) -> SchemeOptions:
-        """Fix all: whole updates, no memory."""
-        return options.model_copy(update={"keep": 1.0, "mapping": "pair", "memory": False})
 
     @property
     def symbols(self) -> int:
@@ -87,9 +82,9 @@ class FskMv(Energetic):
 
     def sparsify(self, update: Tensor, memory: Tensor, plan: Plan, csi: Csi = UNKNOWN) -> tuple[Tensor, Tensor]:
         """Return step eta sign(update) where it is large enough; the memory stays."""
-        sent, memory = super().sparsify(update, memory, plan, csi)
-        quiet = self.options.silence * sent.square().mean(-1, keepdim=True).sqrt()
-        return self.options.step * plan.eta * torch.sign(sent) * (sent.abs() >= quiet), memory
+        whole = self.whole(update, memory)
+        quiet = self.options.silence * whole.square().mean(-1, keepdim=True).sqrt()
+        return self.options.step * plan.eta * torch.sign(whole) * (whole.abs() >= quiet), memory
 
     def amplitudes(self, sparse: Tensor, plan: Plan) -> Tensor:
         """Return one or nothing."""
@@ -139,7 +134,7 @@ class NcAirFl(Energetic):
 
     def sparsify(self, update: Tensor, memory: Tensor, plan: Plan, csi: Csi = UNKNOWN) -> tuple[Tensor, Tensor]:
         """Return the entries that agree with v, and the others."""
-        whole, _ = super().sparsify(update, memory, plan, csi)
+        whole = self.whole(update, memory)
         agree = whole * self.signs(plan) > 0
         sent = torch.where(agree, whole, 0.0)
         return sent, torch.where(agree, 0.0, whole) if self.options.memory else memory

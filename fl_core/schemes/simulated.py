@@ -22,7 +22,7 @@ class Exchange:
         received: what the server got, in the shape that the scheme decodes: mostly (symbol,).
         csi: what the server knows of the channel.
         plan: with its scale and the number of clients heard.
-        power: mean transmit power of each client, per channel use (limit 1); 0 over the control link.
+        power: mean transmit power of each client, per channel use (limit 1).
         sparse: what each client meant to send, shape (client, d).
         memories: of the clients after the round, shape (client, d).
     """
@@ -64,7 +64,7 @@ def exchange(
     if not scheme.over_air:
         final = replace(plan, clients=len(heard), scale=scheme.scale(energy(symbols).tolist(), plan))
         received = ideal_mac(final.scale * symbols[listed])
-        return Exchange(received, Csi(noise=0.0), final, (0.0,) * count, sparse, remaining)
+        return Exchange(received, Csi(noise=0.0), final, (scheme.wired_power(count),) * count, sparse, remaining)
     # A tensor of antennas has no own gain to invert, and schemes with several antennas do not invert.
     spent = transmit_energy(symbols, gains, scheme.precoder, scheme.threshold)
     ruled = energy(symbols) if scheme.averages else spent

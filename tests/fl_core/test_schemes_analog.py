@@ -177,6 +177,7 @@ def test_digital_counts_bits_as_published():
     """Amiri, Gündüz 2019: (M/s) log2(1 + s P/sigma^2) on average power; log2 C(d, q) + q b + 32 bits a message."""
     assert capacity_bits(1000, 5, 7.0, average=True) == pytest.approx(200 * math.log2(36))
     assert capacity_bits(1000, 5, 7.0, average=False) == pytest.approx(600)
+    assert make("digital", 9, power="average").wired_power(5) == 1.0 == 5 * make("digital", 9).wired_power(5)
     assert message_bits(300, 20, 6) == pytest.approx(math.log2(math.comb(300, 20)) + 120 + 32, abs=1e-6)
     for bits in (2, 4, 9):
         for budget in (0, 20, 40, 100, 333, 700, 1210, 5000):
