@@ -17,7 +17,7 @@ from fl_core.models import Model, build
 from fl_core.options import DataOptions, LearnOptions, ModelOptions, SchemeOptions
 from fl_core.rounds import RoundRecord, State, Trial, initial_parameters, simulate_trials
 from fl_core.schemes import Scheme, make_scheme
-from fl_core.theory import Constants, aggregate_snr_db
+from fl_core.theory import Constants
 
 Row = dict[str, float | None]
 
@@ -80,7 +80,7 @@ def measure(
         losses (nats) of new and of training clients after one fine-tuning step, ``generalisation_gap`` (the difference
         of the losses), ``gradient_norm_squared`` of the meta-training loss over all training examples,
         ``nmse_update_db`` of the mean update since the last row (None at the start), ``channel_uses`` and ``energy``
-        (of all clients, in units of P per use) spent so far, and ``snr_aggregate_db``.
+        (of all clients, in units of P per use) spent so far.
     """
     model, data, trial = world.model, world.data, world.trial
     scheme = world.make_scheme()
@@ -107,7 +107,6 @@ def measure(
                 "gradient_norm_squared": gradient_norm_squared(model, here, full, alpha),
                 "nmse_update_db": _mean_db(errors),
                 **spent,
-                "snr_aggregate_db": aggregate_snr_db(world.scheme.snr_db, active),
             }
         )
         errors.clear()

@@ -15,7 +15,7 @@ from scipy.stats import t as student
 
 from testbed.sweep import FigureOptions, Plan, Point, Row, Table
 
-__all__ = ["draw", "interval", "reduce_rows", "summary"]
+__all__ = ["against_last", "draw", "interval", "points", "reduce_rows", "summary"]
 
 Group = tuple[Any, ...]
 UNITS = {
@@ -31,6 +31,7 @@ UNITS = {
     "gradient_norm_squared": "squared gradient norm of the meta-loss",
     "nmse_update_db": "error of the mean update (dB)",
 }
+BOUNDED = {"convergence": "mean squared gradient", "generalisation": "generalisation gap"}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -75,6 +76,12 @@ def _labels(plan: Plan) -> list[str]:
 
 
 def summary(plan: Plan, table: Table) -> str:
+    """Give the outcome in Markdown: the points, and where there is an x other than rounds, the changes along it."""
+    changes = "" if plan.figure.x == "round" else f"\nAgainst the last:\n\n{against_last(plan, table)}"
+    return points(plan, table) + changes
+
+
+def points(plan: Plan, table: Table) -> str:
     """Give a Markdown table: every point of the grid with mean and 95 % interval of the figure's columns."""
     keys, options = _labels(plan), plan.figure
     lines = [" | ".join(["", *keys, *options.y, "trials", ""]).strip()]
@@ -88,6 +95,29 @@ def summary(plan: Plan, table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
+def against_last(plan: Plan, table: Table) -> str:
+    """Give a Markdown table of changes against the largest x of the same line, seed by seed, with 95 % intervals.
+
+    Seeds share data, tasks and start: their difference has a far smaller interval than the two means.
+    """
+    options, text = plan.figure, ["", *plan.figure.lines, plan.figure.x, *(f"change of {y}" for y in plan.figure.y), ""]
+    groups = _trials(table, (*options.lines, options.x))
+    lines = [" | ".join(text).strip(), "|" + " --- |" * (len(text) - 2)]
+    for group, trials in groups.items():
+        last = max(x for *line, x in groups if tuple(line) == group[:-1])
+        if group[-1] == last:
+            continue
+        cells = [str(value) for value in group]
+        others = groups[(*group[:-1], last)]
+        for column in options.y:
+            both = trials.keys() & others.keys()
+            here, there = ({s: reduce_rows(t[s], column, options.last) for s in both} for t in (trials, others))
+            mean, half = interval([here[seed] - there[seed] for seed in sorted(both)])
+            cells.append(f"{mean:+.3g} ± {half:.2g}")
+        lines.append(" | ".join(["", *cells, ""]).strip())
+    return "\n".join(lines) + "\n"
+
+
 def draw(plan: Plan, table: Table, path: Path) -> None:
     """Draw the sweep's figure.
 
@@ -97,14 +127,18 @@ def draw(plan: Plan, table: Table, path: Path) -> None:
         path: where to write; the suffix chooses the format.
     """
     options = plan.figure
-    panels = len(options.y) + (options.theory is not None)
-    figure = Figure(figsize=(5.2 * panels, 4.2), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    count = len(options.y) + len(options.theory)
+    columns = count if count < 4 else math.ceil(count / 2)
+    down = math.ceil(count / columns)
+    figure = Figure(figsize=(5.2 * columns, 4.2 * down), layout="constrained")
+    axes = list(figure.subplots(down, columns, squeeze=False).flat)
+    for panel in axes[count:]:
+        panel.remove()
     for panel, column in zip(axes, options.y, strict=False):
         _measured(panel, plan, table, column)
-    if options.theory is not None:
-        _bounds(axes[-1], plan, table)
-    for panel in axes:
+    for panel, theory in zip(axes[len(options.y) :], options.theory, strict=False):
+        _bounds(panel, plan, table, theory)
+    for panel in axes[:count]:
         panel.set_xlabel(UNITS.get(options.x, options.x))
         panel.grid(alpha=0.3)
         if panel.get_legend_handles_labels()[0]:
@@ -156,10 +190,11 @@ def _name(keys: Sequence[str], group: Group) -> str:
     )
 
 
-def _bounds(panel: Axes, plan: Plan, table: Table) -> None:
+def _bounds(panel: Axes, plan: Plan, table: Table, theory: str) -> None:
     """Draw the bound of each setting of the grid: a trend, in units of its own."""
     options = plan.figure
-    panel.set_title("bound (a trend: its size says nothing)", fontsize="medium")
+    panel.set_ylabel(f"bound on the {BOUNDED[theory]}")
+    panel.set_title("read the trend: its size says nothing", fontsize="medium")
     panel.set_yscale("log")
     used = {_group(row, tuple(plan.points[0].labels)): row["channel_uses"] for row in table.rows if not row["problem"]}
     curves: dict[tuple[str, str], dict[float, float]] = {}
@@ -169,7 +204,7 @@ def _bounds(panel: Axes, plan: Plan, table: Table) -> None:
         uses = round(used.get(_group(point.labels, tuple(point.labels)), 0.0) / rounds)
         ends = [rounds] if options.x != "round" else sorted({max(1, rounds * k // 40) for k in range(1, 41)})
         for end in ends:
-            for part, value in bound(point, options, table.constants.get(point.key), end, uses).items():
+            for part, value in bound(point, theory, table.constants.get(point.key), end, uses).items():
                 curve = curves.setdefault((label, part), {})
                 curve[end if options.x == "round" else point.labels[options.x]] = value
     colours = {label: f"C{number}" for number, label in enumerate(dict.fromkeys(label for label, _ in curves))}
@@ -179,14 +214,12 @@ def _bounds(panel: Axes, plan: Plan, table: Table) -> None:
         panel.plot(x, [line[at] for at in x], style, color=colours[label], label=name or None)
 
 
-def bound(
-    point: Point, options: FigureOptions, constants: Mapping[str, float] | None, rounds: int, uses: int
-) -> dict[str, float]:
+def bound(point: Point, theory: str, constants: Mapping[str, float] | None, rounds: int, uses: int) -> dict[str, float]:
     """Evaluate the figure's bound for one point; empty where none applies.
 
     Args:
         point: its settings.
-        options: which bound.
+        theory: which bound.
         constants: of ``fl_core.theory.Constants``; None when they were not estimated.
         rounds: T.
         uses: channel uses of a round.
@@ -199,7 +232,7 @@ def bound(
     experiment = point.experiment
     data, learn, scheme, active = experiment.data, experiment.learn, experiment.scheme, experiment.run.clients_per_round
     ideal = scheme.name == "ideal"
-    if options.theory == "convergence" and constants is not None:
+    if theory == "convergence" and constants is not None:
         support, query, hessian = (data.ways * count for count in (data.shots, data.queries, data.hessian_shots))
         system = System(
             clients=data.clients,
@@ -216,7 +249,7 @@ def bound(
         system = replace(system, gain_spread=0.0) if ideal or scheme.fading != "rayleigh" else system
         found = convergence_bound(Constants(**constants), system, rounds)
         return {"": found.total, "start and channel alone": found.start + found.channel}
-    if options.theory == "generalisation" and not ideal:
+    if theory == "generalisation" and not ideal:
         return {"": generalisation_bound(data.clients, active, rounds, uses, linear(scheme.snr_db))}
     return {}
 

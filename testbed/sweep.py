@@ -13,6 +13,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import resource
 import time
@@ -23,7 +24,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,7 @@ __all__ = ["FigureOptions", "Plan", "Point", "Progress", "Table", "available_mb"
 
 SCHEDULER_WAIT_S = 10.0
 FORMAT = 1  # of a journal line; a new one computes all points again
+WIRED = ("ideal", "fedavg", "per-fedavg")  # schemes that never see the channel: one point serves all its settings
 
 Row = dict[str, Any]
 
@@ -58,8 +60,8 @@ class FigureOptions(Section):
         default=0.0, ge=0, le=1, description="Share of the rounds, at the end, whose measurements are averaged."
     )
     log: bool = Field(default=False, description="Logarithmic vertical axes.")
-    theory: Literal["convergence", "generalisation"] | None = Field(
-        default=None, description="Bound to draw in a panel of its own."
+    theory: tuple[Literal["convergence", "generalisation"], ...] = Field(
+        default=(), description="Bounds to draw, each in a panel of its own."
     )
 
 
@@ -232,6 +234,9 @@ def _key(experiment: Experiment, *parts: str) -> str:
     settings = experiment.model_dump(mode="json", exclude={"waveform"}, include=set(parts) or None)
     for name in ("checkpoint_every", "compare", "join_timeout_s", "train_timeout_s"):
         settings.get("run", {}).pop(name, None)
+    if experiment.scheme.name in WIRED:
+        for name in ("snr_db", "fading", "coherence"):
+            settings.get("scheme", {}).pop(name, None)
     text = json.dumps([FORMAT, settings], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
@@ -289,6 +294,10 @@ def _executor(workers: int, memory_mb: int, scheduler: str | None) -> Iterator[E
         pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(os.getpid(), memory_mb))
         try:
             yield pool
+        except BaseException:
+            for worker in active_children():  # or the interpreter would wait for the points under way
+                worker.kill()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         return
@@ -332,7 +341,7 @@ def sweep(
     limit = memory_mb or max(256, int(0.8 * available_mb() / workers))
     with _journal(folder) as (finished, append):
         orders = {point.key: ("measure", point.experiment) for point in plan.points}
-        if plan.figure.theory == "convergence":
+        if "convergence" in plan.figure.theory:
             for point in plan.points:
                 orders.setdefault(_constants_key(point), ("constants", point.experiment))
         kept = sum(key in finished for key in orders)
@@ -390,7 +399,9 @@ def _answer(future: Future[str], limit: int) -> dict[str, Any]:
 def _rows(point: Point, answer: Mapping[str, Any]) -> list[Row]:
     if answer["problem"] is not None:
         return [{**point.labels, "problem": answer["problem"]}]
-    return [{**point.labels, "problem": "", **row} for row in answer["result"]]
+    experiment = point.experiment
+    aggregate = experiment.scheme.snr_db + 10.0 * math.log10(experiment.run.clients_per_round)
+    return [{**point.labels, "problem": "", **row, "snr_aggregate_db": aggregate} for row in answer["result"]]
 
 
 def _csv(rows: Sequence[Row]) -> str:
