@@ -349,7 +349,8 @@ class Ether:
                     continue
                 out[part], hits = render(station, senders, self.options, device, length)
                 clipped += hits
-            if count and station.instant_s(station.rx_device(start)) < self._forgotten_s:
+            begin_s = station.reached_s() if start == station.cursor else station.instant_s(station.rx_device(start))
+            if count and begin_s < self._forgotten_s:
                 events.append(StreamEvent("overflow", start, count))
             self._transient(station, start, out)
             station.cursor = start + count

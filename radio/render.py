@@ -79,13 +79,14 @@ def _convert(
     """Run device samples ``begin`` to ``end`` of arrays that start at ``base`` through the receive chain."""
     config, effects, faults = receiver.config, receiver.effects, receiver.faults
     assert config is not None
-    noise, origin = receiver.noise.span(begin, end - 1)
-    inside, drawn = slice(begin - base, end - base), slice(begin - origin, end - origin)
+    noise = np.empty((2, end - begin), np.float32)
+    air.gaussian(receiver.noise_key, begin, noise[0], noise[1])
+    inside = slice(begin - base, end - base)
     gain = amplitude(config.rx_gain_db - effects.rx_fs_offset_dbm) if gain is None else gain
     levels = float(2 ** (effects.adc_bits - 1)) if effects.adc_bits else 0.0
     return int(
         air.convert(
-            re[inside], im[inside], noise[0][drawn], noise[1][drawn], _noise_rms(receiver), gain, faults.rx_image,
+            re[inside], im[inside], noise[0], noise[1], _noise_rms(receiver), gain, faults.rx_image,
             faults.rx_offset, levels, out,
         )
     )  # fmt: skip

@@ -13,11 +13,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from radio.base import RadioConfig
-from radio.clock import Chunks, Clock, PhaseNoise, rng
+from radio.clock import Clock, PhaseNoise, rng
 from radio.impairments import BlockMap, Faults, amplitude, draw_faults, step_phase
 from radio.presets import EtherOptions, RadioEffects
 
-NOISE_PAGE = 4096  # samples of receiver noise drawn at a time
 RESTART_GAP_S = 1e-3  # a stream that restarts loses this much time
 
 
@@ -103,11 +102,7 @@ class Station:
         slips = not e.reports_losses
         self.rx_map = BlockMap(drop, e.duplicate_probability, slips, self.seed, *key, "rx-blocks")
         self.tx_map = BlockMap(e.underflows_per_min * per_block, 0.0, slips, self.seed, *key, "tx-blocks")
-
-        def page(number: int) -> np.ndarray:
-            return rng(self.seed, *key, "noise", number).standard_normal((2, NOISE_PAGE), dtype=np.float32)
-
-        self.noise = Chunks(page, NOISE_PAGE)
+        self.noise_key = int(rng(self.seed, *key, "noise").integers(1 << 62))
 
     @property
     def rate_hz(self) -> float:

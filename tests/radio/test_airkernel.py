@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from radio import airkernel as air
 from radio.airmodel import hear, interpolate
@@ -87,3 +88,24 @@ def test_convert_quantises_saturates_and_counts():
     np.testing.assert_array_equal(out.real * 2048, [0, 614, 2047, 2047, -2048, -2048])
     assert air.convert(value, zero, zero, zero, 0.0, 2.0, 0.1j, 0.5 + 0j, 0.0, out) == 0
     np.testing.assert_allclose(out, 2.0 * value + 0.1j * 2.0 * value + 0.5, rtol=1e-6)
+
+
+def test_receiver_noise_is_normal_white_and_the_same_however_it_is_cut():
+    count = 1 << 20
+    re, im = np.empty(count, np.float32), np.empty(count, np.float32)
+    air.gaussian(12345, 7_000_000_000, re, im)
+    for part in (re, im):
+        normal = part.astype(float)
+        assert abs(normal.mean()) < 5 / np.sqrt(count) and abs(normal.var() - 1.0) < 5 * np.sqrt(2 / count)
+        assert abs(np.mean(normal**4) - 3.0) < 5 * np.sqrt(96 / count)
+        assert stats.kstest(normal[::16], "norm").pvalue > 1e-4
+        spectrum = np.abs(np.fft.rfft(normal)[1:-1]) ** 2 / count  # of white noise: exponential, mean 1
+        assert spectrum.max() < np.log(spectrum.size) + 14
+    assert abs(np.mean(re.astype(float) * im)) < 5 / np.sqrt(count)
+    assert abs(np.mean(re[1:].astype(float) * re[:-1])) < 5 / np.sqrt(count)
+    cut = np.empty((2, 1000), np.float32)
+    air.gaussian(12345, 7_000_000_500, cut[0], cut[1])
+    assert np.array_equal(cut[0], re[500:1500]) and np.array_equal(cut[1], im[500:1500])
+    other = np.empty((2, 1000), np.float32)
+    air.gaussian(12346, 7_000_000_500, other[0], other[1])
+    assert abs(np.corrcoef(other[0], cut[0])[0, 1]) < 0.2
