@@ -8,6 +8,7 @@ samples. UHD is imported when a radio is opened, not before.
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib.util
 import math
 import os
@@ -37,7 +38,7 @@ REAL_TIME = True  # its streams do not wait for a busy interpreter
 SAFE_RATE_HZ = 10e6  # what one Python process keeps up with in both directions
 FULL_SCALE_DBM = 20.0  # at the highest gain, the most that common daughterboards give: B2xx 10 to 17, UBX and SBX 20
 LEAD_S = 0.05  # a burst reaches the device this long before its time: less comes late under load
-CLAIM_S = 8.0  # a network USRP lets go of a dead owner after some 5 s
+CLAIM_S = 15.0  # a network USRP lets go of a dead owner after some 5 s
 HOP_HZ = 250e6
 APT = "apt-get install -y --no-install-recommends python3-uhd, then link its folder uhd into this environment"
 NUMPY = "pip install 'numpy<2' in this environment"
@@ -127,6 +128,7 @@ def _make(uhd: Any, arguments: dict[str, str], patience_s: float = 0.0) -> tuple
     Raises:
         RadioNotFound, RadioRefused: there is none, there are several, or somebody has it.
     """
+    gc.collect()  # a device that was refused may live on in a traceback, and would be taken for one in use
     wanted = ",".join(f"{key}={value}" for key, value in arguments.items())
     found = _find(uhd, arguments)
     if len(found) != 1:

@@ -136,7 +136,7 @@ def test_an_overflow_is_an_event_and_the_index_stays_true():
     assert np.array_equal(right, ~lost) and not taken.samples[lost].any()
 
 
-def test_three_sessions_in_a_row_each_with_two_rates():
+def test_opened_three_times_each_with_two_rates():
     with Simulated(15) as device:
         for _ in range(3):
             made = opened(device.rest)

@@ -18,6 +18,7 @@ import sys
 import threading
 import types
 
+COMPAT = (4, 2)
 RPC_PORT, DISCOVERY_PORT = 49601, 49600
 
 
@@ -109,9 +110,8 @@ def device(options: argparse.Namespace) -> None:
     streams.Endpoint.address = options.address
     streams.install()
     simulated.ChdrEndpoint = streams.Endpoint
-    hardware = {**simulated.Config.default().hardware.__dict__, "serial_num": options.serial}
-    null = simulated.Config.default().source_gen
-    config = Config(null, null, simulated.Config.default().hardware.from_dict(hardware))
+    config = Config.default()
+    config.hardware.serial_num = options.serial
     simulated.Config = types.SimpleNamespace(default=lambda: config)
 
     class Links:
@@ -133,7 +133,7 @@ def device(options: argparse.Namespace) -> None:
     simulated.SimXportMgrUDP = Links
 
     class Board(sim_dboard.SimulatedCatalinaDboard):
-        """Tells every gain, frequency and bandwidth to the air."""
+        """Tells every gain, frequency and rate to the air."""
 
         def __init__(self, *args: object, **kwargs: object) -> None:
             super().__init__(*args, **kwargs)
@@ -164,9 +164,6 @@ def device(options: argparse.Namespace) -> None:
         def get_ref_lock_sensor(self) -> dict[str, str]:
             locked = str(not options.unlocked).lower()
             return {"name": "ref_locked", "type": "BOOLEAN", "unit": "locked", "value": locked}
-
-        def get_component_info(self, name: str) -> dict[str, str]:
-            return {}
 
         def get_timekeeper_time(self, index: int, last_pps: bool) -> int:
             return clock.last_pps() if last_pps else clock.now()
@@ -206,6 +203,10 @@ def main() -> None:
     parser.add_argument("--while-stdin", action="store_true")
     options = parser.parse_args()
     stand_ins(options.address)
+    from usrp_mpm.rpc_server import MPM_COMPAT_NUM
+
+    if MPM_COMPAT_NUM != COMPAT:
+        sys.exit(f"this launcher mends the MPM of UHD 4.3, whose number is {COMPAT}; here it is {MPM_COMPAT_NUM}")
     device(options)
     from gevent.os import tp_read
     from gevent.pool import Pool
@@ -217,7 +218,8 @@ def main() -> None:
     if options.while_stdin:
         threading.Thread(target=lambda: (tp_read(0, 1), os._exit(0)), daemon=True).start()
     state = SharedState()
-    server = MPMServer(state, {})
+    # a busy host may keep owner and device apart for longer than the 5 s after which MPM takes the device away
+    server = MPMServer(state, {"rpc_timeout_interval": 10})
     threading.Thread(target=discovery, args=(state, options.address), daemon=True).start()
     listener = StreamServer((options.address, RPC_PORT), handle=server, spawn=Pool(100))
     listener.start()
