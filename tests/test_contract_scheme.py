@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,8 @@ from fl_core.options import DataOptions, LearnOptions, ModelOptions, SchemeOptio
 from fl_core.rounds import simulate
 from fl_core.schemes import SCHEMES, Csi, Plan, Scheme, make_scheme
 from fl_core.seeds import numpy_generator
+from radio.ofdm import PROFILES
+from radio.payload import Payload
 
 DIMENSION = 240
 CLIENTS = 4
@@ -329,6 +332,20 @@ def test_an_update_that_is_not_finite_is_refused(name, options):
     update[7] = math.nan
     with pytest.raises(ValueError, match="not finite"):
         scheme.encode(update, torch.zeros(DIMENSION), Csi(), PLAN)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if build(name, {}).carrier == "sum"])
+def test_a_sum_survives_the_layout_of_a_burst(name):
+    """Spread over resource elements, added there with amplitudes of their own, and read back: what decode would get."""
+    scheme = build(name, {})
+    updates, memories = inputs(8)
+    symbols, _ = scheme.encode(updates, memories, Csi(), PLAN)
+    scaled = (symbols * scheme.scale(energy(symbols).tolist(), PLAN)).numpy()
+    gains = np.array([1.0, 0.8, 1.1, 0.9], np.float32)
+    payload = Payload(PROFILES["pluto-915"], "R", scheme.symbols, 5, appended=False)
+    grid = np.sum([gain * payload.fill(each) for gain, each in zip(gains, scaled, strict=True)], axis=0)
+    expected = (gains[:, None] * scaled).sum(0)
+    np.testing.assert_allclose(payload.read(grid)[0], expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.fixture(scope="module")
