@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import gcd, isqrt
+from math import gcd
 from types import MappingProxyType
 from typing import cast
 
 import numpy as np
 from jaxtyping import Complex64, Float32, Float64
-from scipy.fft import dct, fft, idct
+from scipy.fft import dct, fft, idct, ifft
 
 from radio.errors import ConfigError, LinkError, SamplesLost
 
@@ -312,35 +312,40 @@ def precode(
 def synthesise(
     grid: Complex64[np.ndarray, "symbol bin"], profile: Profile, times: Float64[np.ndarray, " sample"]
 ) -> Complex64[np.ndarray, " sample"]:
-    """Evaluate the CP-OFDM signal of ``grid`` at arbitrary instants; at integers it equals inverse FFT plus prefix.
+    """Evaluate the CP-OFDM signal of ``grid`` at the instants of a clock; at integers: inverse FFT plus prefix.
 
     A node whose sample clock runs off by some ppm computes each sample at the true instant of its own clock, so clock
-    offset and fractional timing advance are exact and no resampler is needed.
+    offset and fractional timing advance are exact and no resampler is needed. Within one symbol the instants leave a
+    unit grid by hundredths of a sample at most: the signal and its first two derivatives on that grid, each an inverse
+    FFT, give it by Taylor's series to -110 dB at 20 ppm.
 
     Args:
         grid: resource elements.
         profile: waveform.
-        times: instants in nominal samples from the first sample of the first prefix, in any order.
+        times: instants in nominal samples from the first sample of the first prefix, rising by equal steps close to 1.
 
     Returns:
         One sample per instant; zero outside ``[0, symbols * symbol_samples)``.
     """
-    first, last = profile.bins[0], profile.bins[-1]
-    block = isqrt(last - first) + 1
-    dense = np.zeros((grid.shape[0], block * block), np.complex64)
-    dense[:, np.asarray(profile.bins) - first] = grid
-    # exp(2 pi i k t) with k = first + block*a + b is a product of two factors: n (bins + 1)^(1/2) exponentials do the
-    # work of n * bins, and the sum over b is a matrix product.
-    fine, coarse = np.arange(block), first + block * np.arange(block)
-    symbol, inside = np.divmod(times, profile.symbol_samples)
-    cycles = (inside - profile.cp) / profile.fft
+    symbols, length = grid.shape[0], profile.symbol_samples
     samples = np.zeros(times.size, np.complex64)
-    scale = np.float32(1 / np.sqrt(profile.fft))
-    for number in range(grid.shape[0]):
-        here = np.flatnonzero(symbol == number)
-        turns = cycles[here, None]
-        inner = _phasor(turns * fine) @ dense[number].reshape(block, block).T
-        samples[here] = np.einsum("ta,ta->t", inner, _phasor(turns * coarse)) * scale
+    bounds = np.searchsorted(times, length * np.arange(symbols + 1))
+    counts = np.diff(bounds)
+    step = (times[-1] - times[0]) / (times.size - 1) if times.size > 1 else 1.0
+    bins = np.asarray(profile.bins)
+    inside = times[np.minimum(bounds[:-1], times.size - 1)] - length * np.arange(symbols) - profile.cp
+    shift = inside + 0.5 * (counts - 1) * (step - 1.0)  # of the unit grid that is right in the middle of each symbol
+    spectrum = np.zeros((3, symbols, profile.fft), np.complex64)
+    spectrum[:, :, bins] = grid * _phasor(np.outer(shift / profile.fft, bins))
+    slope = (2j * np.pi / profile.fft) * bins
+    spectrum[1, :, bins] *= slope[:, None]
+    spectrum[2, :, bins] *= 0.5 * slope[:, None] ** 2
+    wave = ifft(spectrum, norm="ortho")
+    for number in np.flatnonzero(counts):
+        place = np.arange(counts[number])
+        off = ((place - 0.5 * (counts[number] - 1)) * (step - 1.0)).astype(np.float32)
+        level, first, second = wave[:, number, place % profile.fft]
+        samples[bounds[number] : bounds[number + 1]] = level + off * (first + off * second)
     return samples
 
 
