@@ -28,7 +28,7 @@ MAX_RATE_HZ = 2e6  # both directions over USB 2 without losses
 ATTENUATION_STEP_DB = 0.25
 #: Settings in the order they are made: each may move the limits of those behind it.
 ORDER = ("rate_hz", "bandwidth_hz", "rx_hz", "tx_hz", "rx_gain_db", "tx_attenuation_db")
-HOST_MARGIN_S = 8e-3
+HOST_MARGIN_S = 15e-3
 STALL_S = 0.5
 WATCH_S = 0.1
 RETRY_S = 0.3
