@@ -121,6 +121,17 @@ def transmit_energy(
     return (symbols.abs().double().square() * heard / power).sum(1)
 
 
+def least_error_amplitude(gains: Complex[Tensor, " client"], noise: float) -> float:
+    """Return the arrival amplitude a that minimises ``sum_i (min(|h_i|, a)/a - 1)^2 + noise/a^2``.
+
+    Clients with |h_i| < a send at full power, the others are aligned to a. Source: Cao, Zhu, Xu, Huang, *Optimized
+    Power Control for Over-the-Air Computation in Fading Channels*, IEEE Trans. Wireless Commun. 2020: the smallest of
+    the stationary points with the k weakest at full power.
+    """
+    sizes = torch.sort(gains.abs().double()).values
+    return float(((noise + sizes.square().cumsum(0)) / sizes.cumsum(0)).min())
+
+
 def participation(fading: str, threshold: float) -> float:
     """Return P(|h|^2 >= threshold): e^{-threshold} for ``rayleigh`` (Zhu, Wang, Huang, arXiv 1812.11494)."""
     if fading == "rayleigh":

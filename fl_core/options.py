@@ -180,6 +180,11 @@ class SchemeOptions(Options):
         description="truncated-inversion, airfl-mem, cotaf, obda: a client is silent where |h|^2 lies below this; its "
         "mean is 1. Simulation only: a node inverts its whole link.",
     )
+    inversion: Literal["truncated", "mse"] = Field(
+        default="truncated",
+        description="truncated-inversion: silence below `threshold`, or the power control of least mean squared error: "
+        "weak clients at full power, the others aligned. mse is simulation only.",
+    )
     update_norm: float | None = Field(
         default=None,
         gt=0,

@@ -94,7 +94,7 @@ CASES = {
     "fedavg": Case(limit={}, tolerance=1e-6),
     "per-fedavg": Case(limit={}, tolerance=1e-6),
     "gbma": Case(limit={}, tolerance=1e-6, options=({}, {"precoder": "inversion"})),
-    "truncated-inversion": Case(limit={}, tolerance=1e-6, options=({}, {"threshold": 0.5})),
+    "truncated-inversion": Case(limit={}, tolerance=1e-6, options=({}, {"threshold": 0.5}, {"inversion": "mse"})),
     "airfl-mem": Case(limit={}, tolerance=1e-6, options=({}, {"memory": False}), blind=False),
     "cotaf": Case(limit={}, tolerance=1e-6),
     "a-dsgd": Case(
@@ -155,7 +155,7 @@ def arrive(scheme: Scheme, symbols: torch.Tensor, snr_db: float = math.inf) -> t
     source = torch.Generator().manual_seed(4)
     channel = Channel("none" if scheme.antennas == 1 else "rayleigh", snr_db)  # antennas differ by their fading alone
     gains = channel.draw(len(symbols), scheme.symbols, scheme.antennas, source)
-    return scheme.superpose(symbols, gains, channel, source)
+    return scheme.superpose(symbols, gains, list(range(len(symbols))), channel, source)
 
 
 def test_every_scheme_is_listed_here():

@@ -7,8 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl_core.encode import power_scale
-from fl_core.schemes.base import Dense, Inverting, Plan
+import torch
+from torch import Tensor
+
+from fl_core.encode import energy, power_scale
+from fl_core.mac import Channel, fading_mac, least_error_amplitude
+from fl_core.schemes.base import Csi, Dense, Inverting, Plan
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,38 @@ class TruncatedInversion(Inverting):
 
     A client takes part with probability e^{-threshold} under Rayleigh fading; the server divides by the expected
     number of those who do, which keeps the mean unbiased. What a silent client had to say is lost.
+
+    With ``inversion = mse`` nobody is silent: clients below an amplitude a send at full power, the others are aligned
+    to a, and a minimises the mean squared error (:func:`fl_core.mac.least_error_amplitude`).
     """
 
     name: ClassVar[str] = "truncated-inversion"
+
+    def arriving(self, gains: Tensor, channel: Channel) -> tuple[Tensor, float]:
+        """Return the gains after precoding under ``mse``, and the amplitude of those that are aligned."""
+        if gains.ndim > 1:
+            raise ValueError(
+                f"inversion 'mse' takes block fading; leave coherence unset instead of {channel.coherence}"
+            )
+        amplitude = least_error_amplitude(gains, channel.noise)
+        return gains.abs().clamp_max(amplitude).to(gains.dtype), amplitude
+
+    def spent(self, symbols: Tensor, gains: Tensor, channel: Channel) -> Tensor:
+        """Count the share of full power that each client uses."""
+        if self.options.inversion == "truncated":
+            return super().spent(symbols, gains, channel)
+        share = self.arriving(gains, channel)[0].abs() / gains.abs()
+        return energy(symbols) * share.double().square()
+
+    def superpose(
+        self, symbols: Tensor, gains: Tensor, heard: list[int], channel: Channel, generator: torch.Generator
+    ) -> tuple[Tensor, Csi]:
+        """Add after precoding."""
+        if self.options.inversion == "truncated":
+            return super().superpose(symbols, gains, heard, channel, generator)
+        effective, amplitude = self.arriving(gains, channel)
+        received = fading_mac(symbols[heard], effective[heard], channel.noise, generator)
+        return received, Csi(amplitude, channel.noise)
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,11 @@ class BlindAntennas(Dense):
         return self.options.antennas
 
     def superpose(
-        self, symbols: Tensor, gains: Tensor, channel: Channel, generator: torch.Generator
+        self, symbols: Tensor, gains: Tensor, heard: list[int], channel: Channel, generator: torch.Generator
     ) -> tuple[Tensor, Csi]:
         """Receive at every antenna; the sum of channels is estimated without error."""
-        each = gains.reshape(len(gains), self.antennas)
-        received = antenna_mac(symbols, each, channel.noise, generator)
+        each = gains.reshape(len(gains), self.antennas)[heard]
+        received = antenna_mac(symbols[heard], each, channel.noise, generator)
         return received, Csi(noise=channel.noise, gains=each.sum(0), gain_power=channel.mean_power)
 
     def decode(self, received: Tensor, csi: Csi, plan: Plan) -> Tensor:

@@ -11,7 +11,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from fl_core.encode import compress, kept_entries, power_scale, require_finite
-from fl_core.mac import Channel, after_precoding, fading_mac, inversion_power, mean_gain
+from fl_core.mac import Channel, after_precoding, fading_mac, inversion_power, mean_gain, transmit_energy
 from fl_core.mappings import Mapping, make_mapping
 from fl_core.options import LearnOptions, SchemeOptions
 from fl_core.seeds import numpy_generator
@@ -126,10 +126,23 @@ class Scheme(Protocol):
     def scale(self, norms_squared: Iterable[float], plan: Plan) -> float:
         """Return the common amplitude for which no client exceeds mean power 1 and the worst reaches it."""
 
+    def spent(
+        self, symbols: Complex[Tensor, "client symbol"], gains: Tensor, channel: Channel
+    ) -> Float[Tensor, " client"]:
+        """Return the energy that each client spends on its unscaled symbols."""
+
     def superpose(
-        self, symbols: Complex[Tensor, "client symbol"], gains: Tensor, channel: Channel, generator: torch.Generator
+        self,
+        symbols: Complex[Tensor, "client symbol"],
+        gains: Tensor,
+        heard: list[int],
+        channel: Channel,
+        generator: torch.Generator,
     ) -> tuple[Tensor, Csi]:
-        """Add scaled symbols as the simulated air does; return what is received and what the server knows."""
+        """Precode scaled symbols, and add those of the clients that are heard, as the simulated air does.
+
+        Returns what is received and what the server knows.
+        """
 
     def decode(self, received: Tensor, csi: Csi, plan: Plan) -> Float[Tensor, " d"]:
         """Estimate the mean update of ``plan.clients`` clients from what ``superpose`` or a radio received."""
@@ -267,12 +280,16 @@ class Base:
         """Return the mean gain that the server divides by."""
         return mean_gain(channel.fading, self.precoder, self.threshold)
 
+    def spent(self, symbols: Tensor, gains: Tensor, channel: Channel) -> Tensor:
+        """Count what precoding costs."""
+        return transmit_energy(symbols, gains, self.precoder, self.threshold)
+
     def superpose(
-        self, symbols: Tensor, gains: Tensor, channel: Channel, generator: torch.Generator
+        self, symbols: Tensor, gains: Tensor, heard: list[int], channel: Channel, generator: torch.Generator
     ) -> tuple[Tensor, Csi]:
         """Add through one antenna, after precoding."""
         effective = after_precoding(gains, self.precoder, self.threshold)
-        received = fading_mac(symbols, effective, channel.noise, generator)
+        received = fading_mac(symbols[heard], effective[heard], channel.noise, generator)
         return received, Csi(self.gain_mean(channel), channel.noise, gain_power=channel.mean_power)
 
     def decode(self, received: Tensor, csi: Csi, plan: Plan) -> Tensor:

@@ -108,11 +108,12 @@ class Misaligned(Dense):
     carrier: ClassVar[Carrier] = "simulated"
 
     def superpose(
-        self, symbols: Tensor, gains: Tensor, channel: Channel, generator: torch.Generator
+        self, symbols: Tensor, gains: Tensor, heard: list[int], channel: Channel, generator: torch.Generator
     ) -> tuple[Tensor, Csi]:
         """Delay and turn each client, and take every sample."""
         if gains.ndim > 1:
             raise ValueError(f"misaligned symbols fade as blocks; leave coherence unset instead of {channel.coherence}")
+        symbols, gains = symbols[heard], gains[heard]
         spread = self.options.timing * torch.rand(len(gains), generator=generator)
         offsets, order = torch.sort(spread - spread.min())
         turn = self.options.phase_rad * (2.0 * torch.rand(len(gains), generator=generator) - 1.0)

@@ -9,7 +9,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from fl_core.encode import energy
-from fl_core.mac import Channel, ideal_mac, transmit_energy
+from fl_core.mac import Channel, ideal_mac
 from fl_core.schemes.base import Csi, Plan, Scheme
 from fl_core.seeds import generator
 
@@ -65,12 +65,11 @@ def exchange(
         final = replace(plan, clients=len(heard), scale=scheme.scale(energy(symbols).tolist(), plan))
         received = ideal_mac(final.scale * symbols[listed])
         return Exchange(received, Csi(noise=0.0), final, (scheme.wired_power(count),) * count, sparse, remaining)
-    # A tensor of antennas has no own gain to invert, and schemes with several antennas do not invert.
-    spent = transmit_energy(symbols, gains, scheme.precoder, scheme.threshold)
+    spent = scheme.spent(symbols, gains, channel)
     ruled = energy(symbols) if scheme.averages else spent
     final = replace(plan, clients=len(heard), scale=scheme.scale(ruled.tolist(), plan))
     power = tuple((spent * final.scale**2 / scheme.symbols).tolist())
     received, csi = scheme.superpose(
-        final.scale * symbols[listed], gains[listed], channel, generator(seed, "noise", plan.round)
+        final.scale * symbols, gains, listed, channel, generator(seed, "noise", plan.round)
     )
     return Exchange(received, csi, final, power, sparse, remaining)

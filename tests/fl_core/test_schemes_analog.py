@@ -9,7 +9,14 @@ import torch
 from scipy.integrate import quad
 
 from fl_core.encode import energy
-from fl_core.mac import RAYLEIGH_MEAN, RAYLEIGH_SPREAD, Channel, inversion_power, participation
+from fl_core.mac import (
+    RAYLEIGH_MEAN,
+    RAYLEIGH_SPREAD,
+    Channel,
+    inversion_power,
+    least_error_amplitude,
+    participation,
+)
 from fl_core.options import LearnOptions, SchemeOptions
 from fl_core.schemes import Csi, Plan, exchange, make_scheme
 from fl_core.schemes.digital import affordable, capacity_bits, message_bits, quantise
@@ -50,7 +57,9 @@ def test_gbma_with_fixed_energy_has_the_error_floor_of_its_recursion(clients):
         each = point.expand(clients, d)
         symbols, _ = scheme.encode(each, torch.zeros_like(each), Csi(), plan)
         gains = channel.draw(clients, scheme.symbols, 1, generator(1, "gains", number))
-        received, csi = scheme.superpose(amplitude * symbols, gains, channel, generator(1, "noise", number))
+        received, csi = scheme.superpose(
+            amplitude * symbols, gains, list(range(clients)), channel, generator(1, "noise", number)
+        )
         point = point - step * scheme.decode(received, csi, plan)
         if number >= 100:
             squares.append(float(point.square().sum()))
@@ -103,6 +112,46 @@ def test_power_limit_by_round_is_never_exceeded_in_any_fade():
     for name in ("truncated-inversion", "cotaf", "airfl-mem", "obda", "a-dsgd"):
         for sent, _ in rounds_of(make(name, 60, threshold=0.05), Channel("rayleigh", 20.0), updates, 30):
             assert max(sent.power) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("snr_db", [-5.0, 10.0, 40.0])
+def test_power_control_of_least_error_is_the_best_of_all(snr_db):
+    """Cao, Zhu, Xu, Huang 2020: no powers within the limit and no receive scaling give a smaller error of the sum."""
+    channel, clients, d = Channel("rayleigh", snr_db), 5, 4000
+    gains = channel.draw(clients, d, 1, torch.Generator().manual_seed(6))
+    sizes = gains.abs().double().numpy()
+    amplitude = least_error_amplitude(gains, channel.noise)
+
+    def error(a: float) -> float:
+        # For a given a the best power of each client is convex and separate: aligned if it can, else full.
+        return float(np.sum((np.minimum(sizes, a) / a - 1) ** 2) + channel.noise / a**2)
+
+    grid = np.geomspace(1e-3, 1e3, 40_001)
+    assert error(amplitude) <= min(map(error, grid)) * (1 + 1e-9)
+    scheme = make("truncated-inversion", d, inversion="mse")
+    updates = vectors(clients, d)
+    updates /= updates.norm(dim=1, keepdim=True)
+    sent = exchange(scheme, channel, updates, torch.zeros_like(updates), Plan(0, 6, clients), 6, range(clients))
+    drawn = channel.draw(clients, scheme.symbols, 1, generator(6, "gains", 0)).abs().double().numpy()
+    best = least_error_amplitude(torch.from_numpy(drawn).to(torch.complex64), channel.noise)
+    assert sent.power == pytest.approx(tuple(np.minimum(1, best / drawn) ** 2 * 1.0), rel=1e-4)
+    found = float((clients * scheme.decode(sent.received, sent.csi, sent.plan) - updates.sum(0)).square().sum())
+    # Orthonormal updates to 1/sqrt(d): the error of the sum per client energy is the one above, to a few percent.
+    expected = np.sum((np.minimum(drawn, best) / best - 1) ** 2) + channel.noise / best**2
+    assert found == pytest.approx(expected, rel=0.15)
+
+
+def test_power_control_of_least_error_is_planned_before_anybody_is_lost():
+    scheme, channel, updates = (
+        make("truncated-inversion", 20, inversion="mse"),
+        Channel("rayleigh", 10.0),
+        vectors(4, 20),
+    )
+    zeros, plan = torch.zeros_like(updates), Plan(0, 2, 4)
+    whole, part = (exchange(scheme, channel, updates, zeros, plan, 2, heard) for heard in (range(4), [1, 3]))
+    assert whole.power == part.power and whole.csi.gain_mean == part.csi.gain_mean
+    with pytest.raises(ValueError, match="leave coherence unset instead of 2"):
+        exchange(scheme, replace(channel, coherence=2), updates, zeros, plan, 2, range(4))
 
 
 def test_no_threshold_under_rayleigh_takes_infinite_power():

@@ -167,6 +167,7 @@ def test_misaligned_symbols_need_what_the_server_knows():
         scheme.superpose(
             torch.zeros((2, 2), dtype=torch.complex64),
             torch.ones((2, 2), dtype=torch.complex64),
+            [0, 1],
             replace(Channel(), coherence=3),
             torch.Generator(),
         )
