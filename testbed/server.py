@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 #: Slots of beacons for nodes that must first find the server, and soundings that measure link and phase error.
 ACQUIRE_SLOTS, SOUNDINGS = 100, 6
-#: What the time between beacon and burst grows by at most for one node that was late.
-LATE_S = 5e-3
+#: What the time between beacon and burst grows by at most for one node that was late, and for all of them.
+LATE_S, LATEST_S = 5e-3, 30e-3
 #: Void rounds in a row after which going on makes no sense.
 VOIDS = 5
 #: A sounding below this SNR per element is no link.
@@ -64,7 +64,7 @@ class Server:
         self.ready: set[str] = set()
         self.arrivals: list[str] = []
         self.unlocked: set[str] = set()
-        self.lead_samples = 0
+        self.lead_samples, self.extra_s = 0, 0.0
         self.round = self.first_round = self.voids = 0
         self.history: list[dict[str, Any]] = []
 
@@ -408,7 +408,9 @@ class Server:
         for name, refusal in sorted(refusals.items()):
             self.warn("nack", f"node {name}: {refusal.of}: {refusal.reason}")
             if refusal.late_samples:  # its host is slower than its radio declares: leave it more time
-                self.lead_samples += min(refusal.late_samples, round(LATE_S * self.link.profile.rate_hz))
+                more_s = min(refusal.late_samples / self.link.profile.rate_hz, LATE_S, LATEST_S - self.extra_s)
+                self.extra_s += more_s
+                self.lead_samples += round(more_s * self.link.profile.rate_hz)
             if not refusal.late_samples or refusal.of != "plan":
                 self.unlock(name)
         for name in sorted(waiting):
