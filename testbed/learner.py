@@ -44,6 +44,7 @@ class _Common:
             channels, rows, columns = self.clients[0].images.shape[1:]
             self.model = build(experiment.model, (channels, rows, columns), experiment.data.ways)
             self.scheme = make_scheme(experiment.scheme, self.model.dimension)
+            self.scheme.check_waveform()
         except ValueError as error:
             raise ConfigError(str(error)) from error
 

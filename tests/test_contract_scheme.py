@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,6 +72,7 @@ def agreeing(updates: torch.Tensor) -> torch.Tensor:
     return updates.abs() * torch.from_numpy(2.0 * dither - 1.0).float()
 
 
+ALIGNED: dict[str, object] = {"precoder": "phase"}
 #: Energies of several clients hold cross terms too, as large as themselves.
 ENERGY: dict[str, Any] = {"linear": False, "single": True, "similarity": 0.2}
 
@@ -113,9 +115,9 @@ CASES = {
         similarity=0.6,
         exact=False,
     ),
-    "fsk-mv": Case(limit={}, tolerance=1e-6, options=({}, {"silence": 0.5}), of=unanimous, **ENERGY),
-    "ncairfl": Case(limit={}, tolerance=1e-5, options=({}, {"memory": False}), of=agreeing, **ENERGY),
-    "reed": Case(limit={}, tolerance=1e-5, **ENERGY),
+    "fsk-mv": Case(limit={}, tolerance=1e-6, options=({}, {"silence": 0.5}, ALIGNED), of=unanimous, **ENERGY),
+    "ncairfl": Case(limit={}, tolerance=1e-5, options=({}, {"memory": False}, ALIGNED), of=agreeing, **ENERGY),
+    "reed": Case(limit={}, tolerance=1e-5, options=({}, ALIGNED), **ENERGY),
     "misaligned": Case(
         limit={"receiver": "ml"},
         tolerance=1e-3,  # telling apart clients that arrive almost together multiplies the rounding of float32
@@ -170,7 +172,7 @@ def test_declares_what_the_air_needs_to_know(name, options):
     assert scheme.uses >= 1 and isinstance(scheme.uses, int) and isinstance(scheme, Scheme)
     assert scheme.precoder in ("phase", "inversion", "none")
     assert scheme.over_air == (scheme.carrier != "wire")
-    assert scheme.carrier != "energy" or scheme.precoder == "none"
+    assert scheme.carrier != "energy" or scheme.precoder == options.get("precoder", "none")
     assert isinstance(scheme.recoverable(CLIENTS), str)
 
 
@@ -334,10 +336,11 @@ def test_an_update_that_is_not_finite_is_refused(name, options):
         scheme.encode(update, torch.zeros(DIMENSION), Csi(), PLAN)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if build(name, {}).carrier == "sum"])
-def test_a_sum_survives_the_layout_of_a_burst(name):
+@pytest.mark.parametrize("name", [name for name in NAMES if build(name, {}).carrier in ("sum", "energy")])
+def test_aligned_symbols_survive_the_layout_of_a_burst(name):
     """Spread over resource elements, added there with amplitudes of their own, and read back: what decode would get."""
-    scheme = build(name, {})
+    scheme = build(name, ALIGNED)
+    scheme.check_waveform()
     updates, memories = inputs(8)
     symbols, _ = scheme.encode(updates, memories, Csi(), PLAN)
     scaled = (symbols * scheme.scale(energy(symbols).tolist(), PLAN)).numpy()
@@ -346,6 +349,14 @@ def test_a_sum_survives_the_layout_of_a_burst(name):
     grid = np.sum([gain * payload.fill(each) for gain, each in zip(gains, scaled, strict=True)], axis=0)
     expected = (gains[:, None] * scaled).sum(0)
     np.testing.assert_allclose(payload.read(grid)[0], expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_waveform_cannot_carry_is_refused_with_a_remedy(name):
+    scheme = build(name, {})
+    remedy = {"energy": r"set scheme\.precoder = 'phase'", "simulated": r"run it with fl_core\.simulate"}
+    with pytest.raises(ValueError, match=remedy[scheme.carrier]) if scheme.carrier in remedy else nullcontext():
+        scheme.check_waveform()
 
 
 @pytest.fixture(scope="module")

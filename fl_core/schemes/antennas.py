@@ -47,4 +47,4 @@ class BlindAntennas(Dense):
         if csi.gains is None:
             raise ValueError(f"{len(received)} antennas need the sum of the channels at each; give it as csi.gains")
         combined = (csi.gains.conj()[:, None] * received).mean(0)
-        return super().decode(combined, replace(csi, gain_mean=csi.gain_power), plan)
+        return super().decode(combined, replace(csi, gain_mean=1.0 if csi.gain_power is None else csi.gain_power), plan)

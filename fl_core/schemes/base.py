@@ -49,14 +49,14 @@ class Csi:
             estimator learn it.
         gains: at a client its own coefficients, shape (..., 1) or (..., symbol); None where the radio takes care of
             them. At the server what the scheme's receiver knows, if anything.
-        gain_power: mean of |gain|^2 after precoding, for those who receive energies.
+        gain_power: mean of |gain|^2 after precoding, for those who receive energies; None: the square of ``gain_mean``.
         offsets: at the server of ``misaligned`` alone: the clients' arrival times, in symbol durations.
     """
 
     gain_mean: float = 1.0
     noise: float | None = None
-    gains: Complex[Tensor, "*shape"] | None = None
-    gain_power: float = 1.0
+    gains: Complex[Tensor, ...] | None = None
+    gain_power: float | None = None
     offsets: Float[Tensor, " client"] | None = None
 
 
@@ -147,6 +147,9 @@ class Scheme(Protocol):
     def decode(self, received: Tensor, csi: Csi, plan: Plan) -> Float[Tensor, " d"]:
         """Estimate the mean update of ``plan.clients`` clients from what ``superpose`` or a radio received."""
 
+    def check_waveform(self) -> None:
+        """Refuse with a ValueError what a waveform that spreads and adds aligned symbols cannot carry."""
+
     def recoverable(self, clients: int) -> str:
         """Return why a sum of so many clients cannot be recovered, with a remedy; empty when it can."""
 
@@ -173,8 +176,8 @@ class Base:
         options: settings, after ``fit``.
         mapping: between d real entries and complex symbols.
         name: in ``scheme.name``.
-        carrier: what carries the symbols. ``sum``: any waveform that adds phase-aligned symbols. ``energy``: complex
-            elements without precoding or spreading, the server squares them. ``wire``: the control link.
+        carrier: what carries the symbols. ``sum``: any waveform that adds phase-aligned symbols. ``energy``: the same,
+            or elements that are neither precoded nor spread; the server squares them. ``wire``: the control link.
             ``simulated``: the symbol-level channel alone.
     """
 
@@ -290,12 +293,23 @@ class Base:
         """Add through one antenna, after precoding."""
         effective = after_precoding(gains, self.precoder, self.threshold)
         received = fading_mac(symbols[heard], effective[heard], channel.noise, generator)
-        return received, Csi(self.gain_mean(channel), channel.noise, gain_power=channel.mean_power)
+        power = 1.0 if self.precoder == "inversion" else channel.mean_power
+        return received, Csi(self.gain_mean(channel), channel.noise, gain_power=power)
 
     def decode(self, received: Tensor, csi: Csi, plan: Plan) -> Tensor:
         """Undo scale, mean gain and mapping, and divide by the number of clients."""
         rows = self.mapping.rows(plan.seed, plan.round)
         return mean(self.mapping.adjoint(received / (plan.scale * csi.gain_mean), rows), plan)
+
+    def check_waveform(self) -> None:
+        """Refuse with a ValueError what a waveform that spreads and adds aligned symbols cannot carry."""
+        if self.carrier == "simulated":
+            raise ValueError(f"scheme '{self.name}' exists in simulation alone; run it with fl_core.simulate")
+        if self.carrier == "energy" and self.precoder == "none":
+            raise ValueError(
+                f"scheme '{self.name}' sends {self.symbols} energies without precoding, and the waveform spreads "
+                "symbols over elements, which takes aligned phases; set scheme.precoder = 'phase'"
+            )
 
     def recoverable(self, clients: int) -> str:
         """Return nothing: a linear scheme without compression has no limit."""

@@ -53,8 +53,8 @@ class Energetic(Dense):
 
     @property
     def precoder(self) -> Precoder:
-        """Nothing is known, nothing is undone."""
-        return "none"
+        """Nothing is known, nothing is undone, unless the options say otherwise."""
+        return self.options.precoder or "none"
 
     def amplitudes(self, sparse: Tensor, plan: Plan) -> Tensor:
         """Return what each element carries: roots of positive and negative parts."""
@@ -67,7 +67,10 @@ class Energetic(Dense):
 
     def energies(self, received: Tensor, csi: Csi, plan: Plan) -> Tensor:
         """Return sums of squared amplitudes in the unit of ``amplitudes``, shape (d, elements), noise included."""
-        return received.abs().square().reshape(-1, self.elements) / (plan.scale**2 * csi.gain_power)
+        return received.abs().square().reshape(-1, self.elements) / self._unit(csi, plan)
+
+    def _unit(self, csi: Csi, plan: Plan) -> float:
+        return plan.scale**2 * (csi.gain_mean**2 if csi.gain_power is None else csi.gain_power)
 
 
 @dataclass(frozen=True)
@@ -145,5 +148,5 @@ class NcAirFl(Energetic):
 
     def decode(self, received: Tensor, csi: Csi, plan: Plan) -> Tensor:
         """Subtract the noise power, if it is known, and give back the signs."""
-        noise = (csi.noise or 0.0) / (plan.scale**2 * csi.gain_power)
+        noise = (csi.noise or 0.0) / self._unit(csi, plan)
         return mean(self.signs(plan) * (self.energies(received, csi, plan)[:, 0] - noise), plan)

@@ -27,7 +27,7 @@ class Exchange:
         memories: of the clients after the round, shape (client, d).
     """
 
-    received: Complex[Tensor, "*shape"]
+    received: Complex[Tensor, ...]
     csi: Csi
     plan: Plan
     power: tuple[float, ...]
