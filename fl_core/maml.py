@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -155,11 +156,15 @@ def local_updates(
         alpha: inner rate.
         eta: outer rate.
         method: the meta-gradient's implementation.
-        chunk: clients batched together, to bound memory; unset: ``default_chunk(model)``.
+        chunk: clients batched together, to bound memory; unset: ``default_chunk(model)``, or client by client on as
+            many single-threaded workers as torch has threads, where a batch gains nothing (:func:`gains_by_batching`).
 
     Returns:
         Updates (client, d).
     """
+    if chunk is None and not gains_by_batching(model, theta.device):
+        starts = theta if theta.ndim == 2 else theta.expand(tasks.query.y.shape[0], -1)
+        return _side_by_side(model, starts, tasks, alpha, eta, method)
 
     def one(start: Vector, client_tasks: Task) -> Vector:
         return local_update(model, start, client_tasks, alpha, eta, method, grad)
@@ -223,6 +228,35 @@ def gradient_norm_squared(model: Model, theta: Vector, tasks: Task, alpha: float
 def default_chunk(model: Model) -> int:
     """Choose how many clients or tasks to batch: all that is useful for small networks, few where memory would grow."""
     return max(1, min(64, 4_000_000 // model.dimension // (1 if len(model.shapes) < 16 else 8)))
+
+
+def gains_by_batching(model: Model, device: torch.device) -> bool:
+    """Tell whether clients together are faster than one after another.
+
+    They are on a GPU, and for small layers, whose cost is the call. Wide convolutions keep a core busy by themselves:
+    a batch of clients takes their memory together and no less time.
+    """
+    convolutional = any(len(shape) == 4 for _, shape in model.shapes)
+    return device.type != "cpu" or not convolutional or model.dimension < 50_000
+
+
+def _side_by_side(
+    model: Model, starts: Float[Tensor, "client d"], tasks: Task, alpha: float, eta: float, method: Method
+) -> Float[Tensor, "client d"]:
+    """Compute updates client by client, on one single-threaded worker per torch thread."""
+    threads = torch.get_num_threads()
+
+    def one(index: int) -> Vector:
+        own = Task(*(Batch(batch.x[index], batch.y[index]) for batch in tasks))
+        return local_update(model, starts[index], own, alpha, eta, method)
+
+    if threads == 1:
+        return torch.stack([one(index) for index in range(len(starts))])
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return torch.stack(list(pool.map(one, range(len(starts)))))
+    finally:
+        torch.set_num_threads(threads)  # the setting belongs to the process
 
 
 def _mapped(function: Callable[[Task], Tensor], tasks: Task, chunk: int) -> Tensor:
