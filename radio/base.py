@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Complex64
 
+from radio.errors import RadioRefused
+
 Samples = Complex64[np.ndarray, " sample"]
 
 
@@ -207,6 +209,25 @@ class Radio(Protocol):
     def close(self) -> None:
         """Mute and release the device. Safe to call twice."""
         ...
+
+
+def checked(samples: Any, name: str) -> Samples:
+    """Give the samples of one antenna as every driver takes them: complex64 of shape (sample,), finite.
+
+    Raises:
+        RadioRefused: they are something else.
+    """
+    array = np.asarray(samples)
+    if array.ndim == 2 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim != 1 or array.dtype != np.complex64:
+        raise RadioRefused(
+            f"{name}: samples are {array.dtype} of shape {array.shape}, wanted complex64 of shape (sample,)",
+            "convert with numpy.complex64 and one antenna",
+        )
+    if not np.isfinite(array).all():
+        raise RadioRefused(f"{name}: the burst holds values that are not finite", "check the waveform")
+    return array
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 from radio.air import Air, EtherWitness
-from radio.base import Capabilities, Capture, Discovered, RadioConfig, Samples, Tier, TxReport
-from radio.errors import ConfigError, LinkError, ProtocolMismatch, RadioRefused, TestbedError
+from radio.base import Capabilities, Capture, Discovered, RadioConfig, Samples, Tier, TxReport, checked
+from radio.errors import ConfigError, LinkError, ProtocolMismatch, TestbedError
 from radio.wire import VERSION, index, make_error, pack, read_events, unpack
 
 OPENS_MUTED = True  # or goes on as it was, on an air that was restored: muting would draw a new LO phase
@@ -72,7 +72,7 @@ class LoopbackRadio:
 
     def transmit(self, samples: Samples, start: int | None = None) -> TxReport:
         """Send a finite burst from TX index ``start``; clips to full scale and counts it."""
-        samples = _checked(samples, self.name)
+        samples = checked(samples, self.name)
         self._air.unmute(self.name)  # setting frequencies does not clear a power-down: say it
         return self._air.transmit(self.name, samples, start)
 
@@ -93,20 +93,6 @@ class LoopbackRadio:
             finally:
                 if self._release is not None:
                     self._release()
-
-
-def _checked(samples: Samples, name: str) -> Samples:
-    array = np.asarray(samples)
-    if array.ndim == 2 and array.shape[0] == 1:
-        array = array[0]
-    if array.ndim != 1 or array.dtype != np.complex64:
-        raise RadioRefused(
-            f"{name}: samples are {array.dtype} of shape {array.shape}, wanted complex64 of shape (sample,)",
-            "convert with numpy.complex64 and one antenna",
-        )
-    if not np.isfinite(array).all():
-        raise RadioRefused(f"{name}: the burst holds values that are not finite", "check the waveform")
-    return array
 
 
 class RemoteEther:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
@@ -94,13 +95,27 @@ def address(rest: str) -> Address:
     return Address("" if serial else place, serial, options["reference"] == "external", *map(int, numbers))
 
 
+def _scan_usb(iio: Any) -> dict[str, str]:
+    """Ask the USB backend alone for contexts, URI -> description; the module has no public way to do so."""
+    scanner, listed = iio._create_scan_context(b"usb", 0), iio._POINTER(iio._ContextInfoPtr)()
+    try:
+        count = iio._get_context_info_list(scanner, ctypes.byref(listed))
+        told = [(iio._context_info_get_uri(each), iio._context_info_get_description(each)) for each in listed[:count]]
+        iio._context_info_list_free(listed)
+    finally:
+        iio._destroy_scan_context(scanner)
+    return {uri.decode(): text.decode() for uri, text in told}
+
+
 def scan() -> dict[str, str]:
     """List the Plutos on USB and on the network, URI -> serial."""
     iio, _ = libraries()
+    found: dict[str, str] = {}
     try:
-        found: dict[str, str] = iio.scan_contexts()
-    except OSError:  # no backend that can scan, or no permission to
-        return {}
+        found = iio.scan_contexts()
+    except OSError:  # it fails whole where no Avahi daemon runs, which only the search of the network needs
+        with suppress(OSError):
+            found = _scan_usb(iio)
     serials = {uri: re.search(r"serial=(\w+)", text) for uri, text in found.items() if "Pluto" in text}
     return {uri: match[1] if match else "" for uri, match in serials.items()}
 

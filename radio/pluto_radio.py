@@ -16,9 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-
-from radio.base import Capabilities, Capture, RadioConfig, Samples, StreamEvent, Tier, TxReport, Witness
+from radio.base import Capabilities, Capture, RadioConfig, Samples, StreamEvent, Tier, TxReport, Witness, checked
 from radio.errors import RadioError, RadioRefused
 from radio.pluto_stream import Port, Streams, TxQueue, to_pairs
 from radio.ring import RxRing
@@ -224,7 +222,7 @@ class PlutoRadio:
         The first one after ``mute`` brings the transmitter up first, which takes some milliseconds and draws a new
         LO phase.
         """
-        pairs, clipped = to_pairs(self._checked(samples))
+        pairs, clipped = to_pairs(checked(samples, self.name))
         self._alive()
         if self._muted:
             self._queue.check(start)
@@ -236,17 +234,6 @@ class PlutoRadio:
                 events += (streams.events.popleft(),)
         self._alive()
         return TxReport(begin, len(pairs), clipped, events)
-
-    def _checked(self, samples: Samples) -> Samples:
-        array = np.asarray(samples)
-        if array.ndim != 1 or array.dtype != np.complex64:
-            raise RadioRefused(
-                f"{self.name}: samples are {array.dtype} of shape {array.shape}, wanted complex64 of shape (sample,)",
-                "convert with numpy.complex64 and one antenna",
-            )
-        if not np.isfinite(array).all():
-            raise RadioRefused(f"{self.name}: the burst holds values that are not finite", "check the waveform")
-        return array
 
     def receive(self, count: int, start: int | None = None) -> Capture:
         """Take ``count`` samples from RX index ``start``, waiting for those that have not arrived."""

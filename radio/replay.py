@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from radio.base import Capture, Discovered, RadioConfig, Samples, TxReport
+from radio.base import Capture, Discovered, RadioConfig, Samples, TxReport, checked
 from radio.capture import SUFFIX, Recording
 from radio.errors import RadioError, RadioRefused, TooLate
-from radio.loopback import _checked as checked
 
 OPENS_MUTED = True  # nothing that a replay sends goes anywhere
 

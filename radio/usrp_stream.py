@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int16
 
-from radio.base import EventKind, Samples, StreamEvent
-from radio.errors import RadioError, RadioRefused
+from radio.base import EventKind, Samples, StreamEvent, checked
+from radio.errors import RadioError
 from radio.ring import RxRing
 
 IQ = Int16[np.ndarray, "sample 2"]
@@ -33,14 +33,7 @@ def to_pairs(samples: Samples, name: str) -> tuple[IQ, int]:
     Raises:
         RadioRefused: wrong type or shape, or values that are not finite.
     """
-    array = np.asarray(samples)
-    array = array[0] if array.ndim == 2 and len(array) == 1 else array
-    if array.ndim != 1 or array.dtype != np.complex64 or not np.isfinite(array).all():
-        raise RadioRefused(
-            f"{name}: samples are {array.dtype} of shape {array.shape}, wanted finite complex64 of shape (sample,)",
-            "convert with numpy.complex64, one antenna, and check the waveform",
-        )
-    flat = np.ascontiguousarray(array).view(np.float32).reshape(-1, 2)
+    flat = np.ascontiguousarray(checked(samples, name)).view(np.float32).reshape(-1, 2)
     clipped = int((np.abs(flat) > 1.0).any(axis=1).sum())
     scaled = np.rint(flat * np.float32(FULL_SCALE))
     return np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1, out=scaled).astype(np.int16), clipped

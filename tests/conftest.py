@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("radio", "fl_core", "calibration")
 UNCHECKED = {
     *(f"radio.{name}" for name in ("airkernel", "search", "safety")),
-    *(f"radio.{name}" for name in ("loopback", "pluto_radio", "replay", "usrp", "usrp_stream")),
+    *(f"radio.{name}" for name in ("apart", "loopback", "pluto_radio", "replay", "usrp", "usrp_stream")),
     # the inside of the simulated air: hundreds of thousands of calls per test, seen through the checked door in front
     *(f"radio.{name}" for name in ("clock", "render", "station", "ether", "links", "impairments")),
 }

@@ -44,14 +44,14 @@ def in_process(name: str) -> Callable[[], Opened]:
     return make
 
 
-def over_tcp(name: str) -> Callable[[], Opened]:
+def over_tcp(name: str, apart: bool = False) -> Callable[[], Opened]:
     @contextmanager
     def make() -> Iterator[tuple[radio.SafeRadio, radio.RadioConfig]]:
         server = EtherServer(Ether(preset(name, seed=1), ["server", "n"]), "tcp://127.0.0.1:0")
         thread = threading.Thread(target=server.serve)
         thread.start()
         try:
-            with radio.open(f"loopback:{server.address}/n", SAFE) as opened:
+            with radio.open(f"loopback:{server.address}/n", SAFE, apart=apart) as opened:
                 yield opened, CONFIG
         finally:
             server.stop()
@@ -88,6 +88,7 @@ FACTORIES: dict[str, Callable[[], Opened]] = {
     "loopback usrp-ref": in_process("usrp-ref"),
     "loopback over tcp, pluto-stock": over_tcp("pluto-stock"),
     "loopback over tcp, usrp-ref": over_tcp("usrp-ref"),
+    "loopback over tcp, in a process of its own": over_tcp("pluto-stock", apart=True),
     "replay": replayed,
     "virtual pluto": virtual_pluto,
 }

@@ -370,6 +370,19 @@ def test_nobody_there_is_told_with_what_was_found():
         pluto.connect("serial=1044nothere", None)
 
 
+@parts.libiio
+def test_usb_is_searched_where_the_network_cannot_be(monkeypatch):
+    iio, _ = pluto.libraries()
+    assert isinstance(pluto._scan_usb(iio), dict)
+
+    def no_avahi():
+        raise OSError(26, "Text file busy")
+
+    monkeypatch.setattr(iio, "scan_contexts", no_avahi)
+    monkeypatch.setattr(pluto, "_scan_usb", lambda _: {"usb:1.5.5": "(PlutoSDR (ADALM-PLUTO)), serial=1044abc"})
+    assert pluto.scan() == {"usb:1.5.5": "1044abc"}
+
+
 @through_libiio
 def test_a_serial_is_found_by_scanning_and_listed(air, monkeypatch):
     iio, _ = pluto.libraries()
