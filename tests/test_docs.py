@@ -18,8 +18,9 @@ from radio.errors import TestbedError  # noqa: E402
 from radio.presets import PRESETS, EtherOptions  # noqa: E402
 from radio.safety import PROFILES  # noqa: E402
 from testbed.config import Experiment, Lab  # noqa: E402
+from testbed.round import FACTS  # noqa: E402
 from testbed.run import EVENT_KINDS  # noqa: E402
-from testbed.round import FACTS, HISTORY  # noqa: E402
+from testbed.server import HISTORY  # noqa: E402
 
 
 def built(page: str) -> str:
