@@ -25,6 +25,7 @@ UNITS = {
     "scheme.measure": "channel uses per parameter, M/d",
     "run.clients_per_round": "active clients s = rn",
     "data.classes_per_client": "classes per client",
+    "loss_train_clients": "loss of training clients (nats)",
     "loss_new_clients": "loss of new clients (nats)",
     "accuracy_new_clients": "accuracy of new clients",
     "generalisation_gap": "loss of new minus of training clients (nats)",
@@ -207,7 +208,8 @@ def _bounds(panel: Axes, plan: Plan, table: Table, theory: str) -> None:
             for part, value in bound(point, theory, table.constants.get(point.key), end, uses).items():
                 curve = curves.setdefault((label, part), {})
                 curve[end if options.x == "round" else point.labels[options.x]] = value
-    colours = {label: f"C{number}" for number, label in enumerate(dict.fromkeys(label for label, _ in curves))}
+    names = dict.fromkeys(_name(options.lines, _group(point.labels, options.lines)) for point in plan.points)
+    colours = {label: f"C{number}" for number, label in enumerate(names)}  # those of the measured lines
     for (label, part), line in curves.items():
         name, style = ", ".join(filter(None, (label, part))), ":" if part else "--"
         x = sorted(line)
