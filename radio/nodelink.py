@@ -17,7 +17,7 @@ from jaxtyping import Complex64, Float64
 from radio.base import Radio, RadioConfig, TxReport
 from radio.beacon import BeaconFix, acquire, track
 from radio.cycle import Cycle
-from radio.errors import LinkError, SamplesLost
+from radio.errors import LinkError, RadioRefused, SamplesLost
 from radio.ofdm import Profile, clip, precode, synthesise
 from radio.timeline import Echo, measure_offset
 from radio.track import PhaseTracker, SlotClock
@@ -193,9 +193,10 @@ class NodeLink:
             raise LinkError(f"{self.radio.name}: not locked to the beacons", "sound this node again")
         expected = self.clock.index_of(slot)
         start = int(expected) - MARGIN
-        if start < self.radio.now():
+        try:
+            capture = self.radio.receive(self.profile.beacon_samples + 2 * MARGIN, start)
+        except RadioRefused:
             return False
-        capture = self.radio.receive(self.profile.beacon_samples + 2 * MARGIN, start)
         fix = track(
             capture.samples,
             self.profile,

@@ -77,6 +77,8 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("fault", "report"): "fault",
 }
 
+#: Beacons that the trackers settle on after a search.
+SETTLING = 32
 #: What a refusal means for a node, and the one thing to do.
 REFUSALS: dict[str, tuple[type[LinkError], str]] = {
     "protocol": (ProtocolMismatch, "install the same version on both machines"),
@@ -256,7 +258,7 @@ class Node:
         if order.search_samples:
             train = order.search_samples // link.profile.slot_samples  # slots of beacons right before the first cycle
             locked = link.acquire(order.search_samples, order.first_slot - train)
-            for slot in range(locked + 1, order.first_slot):
+            for slot in range(max(locked + 1, order.first_slot - SETTLING), order.first_slot):
                 link.listen(slot)
         at = cycle.burst_at + order.place * sounding_samples(link.profile) + link.profile.guard_samples
         pilots = sounding(link.profile) * np.float32(order.drive)
