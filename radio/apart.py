@@ -22,6 +22,7 @@ import numpy as np
 import radio
 from radio.base import Capabilities, Capture, Radio, RadioConfig, Samples, Tier, TxReport, Witness
 from radio.errors import RadioError, TestbedError
+from radio.urgency import hurry
 from radio.wire import index, make_error, pack, read_events, unpack
 
 __all__ = ["ApartRadio", "main"]
@@ -203,6 +204,7 @@ def _told(error: TestbedError) -> dict[str, Any]:
 
 def main(uri: str, *numbers: str) -> None:
     """Open one radio and serve it; the process behind ``ApartRadio``."""
+    hurry()
     streaming, control = (Connection(int(number)) for number in numbers)
     try:
         driver, rest = radio.driver_of(uri)

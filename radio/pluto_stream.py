@@ -274,7 +274,7 @@ class Streams:
         return False
 
     def _guarded(self, run: Callable[[], None]) -> None:
-        hurry()
+        hurry(2)
         try:
             run()
         except OSError as error:

@@ -111,7 +111,7 @@ class VirtualPlutos:
                 group.create_task(pluto.run())
 
     def _run(self) -> None:
-        hurry()
+        hurry(2)
         self._serving = self._loop.create_task(self._serve())
         try:
             with contextlib.suppress(asyncio.CancelledError):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from radio.nodelink import NodeLink
 from radio.ofdm import PROFILES, assemble, canary, pilot
 from radio.payload import Payload
 from radio.sync import sounding
+from radio.urgency import urgent
 from radio.warm import warm_receiver
 from testbed.bus import Lost, NodeBus
 from testbed.checkpoint import Checkpoint, checkpoint_rounds, load_checkpoint, other_version, save_checkpoint
@@ -46,6 +48,9 @@ from testbed.messages import (
 )
 
 log = logging.getLogger(__name__)
+
+Answer = Message | tuple[Message, dict[str, np.ndarray]] | None
+Handler = Callable[..., Answer]
 
 #: What may follow what. ``ANYWHERE`` is always allowed: a server that starts again welcomes its nodes anew, and a muted
 #: or faulty node is sounded anew.
@@ -182,7 +187,7 @@ class Node:
                 return True
             kind, remedy = REFUSALS.get(message.code, (LinkError, "restart the node; read the server's warnings"))
             raise kind(f"the server refuses node {self.name}: {message.reason}", remedy)
-        handlers: dict[type, Callable[..., Message | tuple[Message, dict[str, np.ndarray]] | None]] = {
+        handlers: dict[type, Handler] = {
             Welcome: self._welcome,
             Sound: self._sound,
             Csi: self._csi,
@@ -196,7 +201,7 @@ class Node:
             return True
         self.round = message.round
         try:
-            answer = await asyncio.to_thread(handler, message, arrays)
+            answer = await asyncio.to_thread(self._handled, handler, message, arrays)
         except (RadioError, LinkError) as error:
             log.warning("node %s: %s failed: %s", self.name, message.kind, error)
             late = error.late_samples if isinstance(error, TooLate) else 0
@@ -208,6 +213,11 @@ class Node:
             reply, extra = answer if isinstance(answer, tuple) else (answer, None)
             await self.bus.send(reply.model_copy(update={"round": message.round, "run": message.run}), extra)
         return True
+
+    def _handled(self, handler: Handler, message: Message, arrays: dict[str, np.ndarray]) -> Answer:
+        timed = isinstance(message, Sound | Plan) and self.radio.capabilities.real_time
+        with urgent() if timed else nullcontext():
+            return handler(message, arrays)
 
     def _welcome(self, order: Welcome, arrays: dict[str, np.ndarray]) -> Message:
         self._go("welcome")
