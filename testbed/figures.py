@@ -15,7 +15,7 @@ from scipy.stats import t as student
 
 from testbed.sweep import FigureOptions, Plan, Point, Row, Table
 
-__all__ = ["against_last", "draw", "interval", "points", "reduce_rows", "summary"]
+__all__ = ["against_last", "bound", "draw", "interval", "points", "reduce_rows", "summary"]
 
 Group = tuple[Any, ...]
 UNITS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -150,19 +150,21 @@ def summary(number: int, decoded: Decoded | None, losses: list[dict[str, str]]) 
     return {"round": number, "clients": names, **facts, "losses": losses, "voided": voided}
 
 
-def refuse_hopeless(server: Server, plan: RoundPlan) -> None:
-    """Stop before a burst whose waves would not add up.
+def hopeless(server: Server, names: Sequence[str]) -> dict[str, str]:
+    """Name the nodes whose phase cannot be known well enough at the time of a burst, each with the reason.
 
     Raises:
-        CalibrationError: the phase of a node cannot be known well enough at the time of its burst.
+        CalibrationError: all are, and the waves of no two of them would add up.
     """
-    worst = max(plan.names, key=lambda name: server.uplink.peers[name].phase_variance)
-    reason = refuse_coherent(server.uplink.peers[worst].phase_variance ** 0.5)
-    if reason:
+    phases = {name: refuse_coherent(server.uplink.peers[name].phase_variance ** 0.5) for name in names}
+    lost = {name: reason for name, reason in phases.items() if reason}
+    if lost and len(lost) == len(names):
+        worst = max(lost, key=lambda name: server.uplink.peers[name].phase_variance)
         raise CalibrationError(
-            f"round {plan.number}, node {worst}: {reason}",
+            f"round {server.round}, node {worst}: {lost[worst]}",
             "use a lower carrier, a shared reference, a better crystal or a shorter turnaround",
         )
+    return lost
 
 
 async def run_burst(server: Server, plan: RoundPlan, losses: list[dict[str, str]]) -> Decoded:

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from calibration import refuse_coherent
 from radio.base import Radio
 from radio.cycle import Cycle, layout, sounding_samples
 from radio.errors import LinkError, SamplesLost
@@ -24,7 +25,7 @@ from testbed.config import Experiment, Lab
 from testbed.guard import open_guarded
 from testbed.learner import Teacher
 from testbed.messages import Ack, Csi, Hello, Message, Nack, Report, Sound, Stop, Train, Welcome, as_times
-from testbed.round import Decoded, RoundPlan, refuse_hopeless, run_burst, summary
+from testbed.round import Decoded, RoundPlan, hopeless, run_burst, summary
 from testbed.run import Checkpoint, RunFolder, read_events
 
 log = logging.getLogger(__name__)
@@ -258,13 +259,17 @@ class Server:
         unlocked, self.unlocked = sorted(self.unlocked & set(self.bus.present)), set()
         if unlocked:
             await self._sound(unlocked, search=True)
-        flagged = sorted(name for name, peer in self.uplink.peers.items() if peer.flagged and name in self.ready)
+        here = {name: peer for name, peer in self.uplink.peers.items() if name in self.ready}
+        flagged = sorted(name for name, p in here.items() if p.flagged or refuse_coherent(p.phase_variance**0.5))
         if flagged:
             await self._sound(flagged, search=False)
         chosen = [self.names[index] for index in self.teacher.choose(number)]
         active = [name for name in chosen if name in self.ready]
         self.folder.emit("round-started", round=number, clients=active)
         losses = [{"node": name, "reason": "not ready"} for name in chosen if name not in self.ready]
+        lost = hopeless(self, active) if self.teacher.scheme.over_air else {}
+        losses += [{"node": name, "reason": reason} for name, reason in lost.items()]
+        active = [name for name in active if name not in lost]
         decoded = await self._exchange(number, active, losses) if active else None
         event = summary(number, decoded, losses)
         await self._conclude(number, decoded)
@@ -296,8 +301,6 @@ class Server:
         plan = RoundPlan.make(self, number, scales)
         if plan is None:
             return None
-        if plan.over_air:
-            refuse_hopeless(self, plan)
         return await run_burst(self, plan, losses)
 
     async def _conclude(self, number: int, decoded: Decoded | None) -> None:

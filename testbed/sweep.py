@@ -37,7 +37,18 @@ from testbed.config import Experiment, Section, load_experiment
 from testbed.parent import PARENT_VARIABLE, die_with_parent
 from testbed.problems import explain, raise_all, suggest
 
-__all__ = ["FigureOptions", "Plan", "Point", "Progress", "Table", "available_mb", "plan_sweep", "sweep", "work"]
+__all__ = [
+    "FigureOptions",
+    "Plan",
+    "Point",
+    "Progress",
+    "SweepFile",
+    "Table",
+    "available_mb",
+    "plan_sweep",
+    "sweep",
+    "work",
+]
 
 SCHEDULER_WAIT_S = 10.0
 FORMAT = 1  # of a journal line; a new one computes all points again
