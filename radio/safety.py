@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
-from scipy.fft import fft, next_fast_len
 
 from radio.base import Capabilities, Capture, Radio, RadioConfig, Samples, TxReport, Witness
 from radio.errors import RadioError, TooLate, UnsafeTransmit
@@ -78,6 +77,8 @@ def outside_db(samples: Samples, share: float) -> float:
     One transform of the whole burst, so what switching it on and off spreads counts as well: at the burst's own length
     it would hide, as between the samples of that transform.
     """
+    from scipy.fft import fft, next_fast_len  # imported late: the command line shows its help without it
+
     size = next_fast_len(2 * samples.size)
     spectrum = fft(samples, size)
     power = spectrum.real**2 + spectrum.imag**2

@@ -31,6 +31,8 @@ EXCESS_GAIN, EXCESS_LIMIT = 0.15, 1.41
 WEAKEST = 0.1
 #: Total rms of the sum at the server's converter, in dBFS: 10 dB of OFDM peaks and 4 dB of margin.
 HEADROOM_DBFS = -14.0
+#: Appended checksums come over the air as the payload does: what they differ by holds its error, and their own.
+TWICE_DB = 10 * math.log10(2.0)
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,7 @@ class Uplink:
             noise=noise,
             signal=signal,
             canary_nmse_db=10 * math.log10(float(np.mean(np.abs(off) ** 2)) / signal),
-            checksum_nmse_db=payload.checksum_nmse_db(symbols, checks) if payload.appended else None,
+            checksum_nmse_db=payload.checksum_nmse_db(symbols, checks) - TWICE_DB if payload.appended else None,
             phase_rms_rad=float(np.sqrt(np.mean(np.angle(gains.mean(2)) ** 2))),
             q_sigma_rad=q_meter(grid, noise, len(names), 1.0) if self.mode == "R" else None,
             clipped=sum(window.capture.clipped for window in windows),

@@ -37,18 +37,7 @@ from testbed.config import Experiment, Section, load_experiment
 from testbed.parent import PARENT_VARIABLE, die_with_parent
 from testbed.problems import explain, raise_all, suggest
 
-__all__ = [
-    "FigureOptions",
-    "Plan",
-    "Point",
-    "Progress",
-    "SweepFile",
-    "Table",
-    "available_mb",
-    "plan_sweep",
-    "sweep",
-    "work",
-]
+__all__ = ["FigureOptions", "Plan", "Point", "Progress", "Table", "available_mb", "plan_sweep", "sweep", "work"]
 
 SCHEDULER_WAIT_S = 10.0
 FORMAT = 1  # of a journal line; a new one computes all points again
@@ -76,7 +65,7 @@ class FigureOptions(Section):
     )
 
 
-class SweepFile(Section):
+class _SweepFile(Section):
     """What a sweep file may hold."""
 
     experiment: str | None = Field(default=None, description="experiment.toml to start from; unset: the built-in one.")
@@ -146,7 +135,7 @@ def plan_sweep(path: Path, overrides: Sequence[str] = ()) -> Plan:
     """Read a sweep file and resolve every point of it.
 
     Args:
-        path: TOML; see ``SweepFile``. Keys are dotted, quoted or not.
+        path: TOML. Keys are dotted, quoted or not.
         overrides: ``KEY=VALUE`` for all points, above the settings of the file and below its cases and grid.
 
     Raises:
@@ -159,9 +148,9 @@ def plan_sweep(path: Path, overrides: Sequence[str] = ()) -> Plan:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}", "correct the line; text values need quotes") from error
     try:
-        file = SweepFile.model_validate(table)
+        file = _SweepFile.model_validate(table)
     except ValidationError as error:
-        raise_all(explain(error, SweepFile, str(path), {}))
+        raise_all(explain(error, _SweepFile, str(path), {}))
         raise
     base = load_experiment(path.parent / file.experiment if file.experiment else None).model_dump(mode="json")
     common = {**_flat(file.set), **_typed(overrides)}

@@ -36,9 +36,8 @@ def test_the_module_computes_what_the_model_computes(name):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("peer", sorted(PEERS.keys() - {"learn2learn"}))  # its C does not build for Python 3.11
 def test_meta_gradients_equal_those_of_other_libraries(peer, name):
-    pytest.importorskip(peer, reason="a peer, for this test alone")
     model, theta, support, query = problem(name)
     theirs = PEERS[peer](as_module(model, theta), support, query, 0.4)
     ours = meta_gradient(model, theta, support, query, support, 0.4, "exact")

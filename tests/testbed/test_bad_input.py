@@ -86,7 +86,7 @@ SEVENTEEN = ",".join(f'{{name="n{k}",radio="loopback:n{k}"}}' for k in range(17)
         (["scheme.kep=0.1"], "--set: scheme.kep: unknown key -> did you mean 'keep'?"),
         (["run.rounds=soon"], "--set: run.rounds = 'soon': must be a whole number -> write a whole number"),
         (["scheme.keep=1.5"], "--set: scheme.keep = 1.5: must be at most 1 -> choose a value at most 1"),
-        (["scheme.name=air"], "--set: scheme.name = 'air': unknown scheme -> use one of: "),
+        (["scheme.name=xyzzy"], "--set: scheme.name = 'xyzzy': unknown scheme -> use one of: "),
         (
             [f"lab.nodes=[{SEVENTEEN}]", "data.clients=17"],
             "17 nodes, but profile 'pluto-915' has 16 verification shifts -> use at most 16 nodes",
