@@ -10,10 +10,9 @@ from radio.base import Radio
 from radio.errors import CalibrationError, SamplesLost
 
 CODE_SAMPLES = 2048
-LEVELS = (
-    0.01,
-    0.1,
-)  # amplitudes tried in turn: far below the rails of a receiver that hears its own transmitter at -55 dB
+#: Amplitudes tried in turn: far below the rails of a receiver that hears its transmitter at -55 dB. The last is tried
+#: again, as a stream may slip in the middle of a burst.
+LEVELS = (0.01, 0.1, 0.1, 0.1)
 SEARCH_S = 0.08  # pipeline delay beyond the turnaround that is searched
 PEAK_OVER_MEAN = 40.0  # a noise-only search of 2^17 lags exceeds this with probability 2^17 exp(-40) = 6e-13
 PEAK_OVER_NEXT = 4.0
