@@ -24,6 +24,8 @@ Grid = Complex64[np.ndarray, "symbol bin"]
 
 #: Beacons sent that are kept in mind, to be listened for.
 REMEMBERED = 256
+#: Times of radios on one pulse agree within the longest way through cables, air and filters.
+COMMON_S = 1e-3
 #: Time in seconds that an order takes to its node, where time does not stand still meanwhile.
 ORDER_S = 0.05
 
@@ -151,6 +153,28 @@ class ServerLink:
             window = self.window(slot, at, 2)
             links.append(estimate_link(window.grid, pilots, noise_of(window.nulls), self.profile))
         return links
+
+    def off_time(self, slot: int, cycle: Cycle, place: int, start: int) -> str:
+        """Compare a node's count with the server's, where both begin at the second of a common pulse (PPS).
+
+        Every node aims its sounding at a place in the server's count. On a common clock its own index is the same but
+        for the way through both radios; a device that took another pulse for the same second is off by whole seconds.
+
+        Args:
+            slot: first of the cycle.
+            cycle: of the sounding.
+            place: of the node.
+            start: TX index at which the node sent.
+
+        Returns:
+            What is wrong, or nothing.
+        """
+        able = self.radio.capabilities
+        at = cycle.burst_at + place * sounding_samples(self.profile) + self.profile.guard_samples
+        off_s = (start - self.origin - slot * self.profile.slot_samples - at) / self.profile.rate_hz
+        if not (able.one_timeline and able.shared_reference) or abs(off_s) < COMMON_S:
+            return ""
+        return f"its time is {off_s:+.6f} s off the server's, so they do not count from the same PPS: check its cable"
 
     def state(self) -> dict[str, Any]:
         """Give everything needed to go on after a restart, as plain JSON values."""

@@ -167,6 +167,15 @@ class Uplink:
         self.peers[name] = Peer(gain, float(np.mean(np.abs(gain) ** 2)), link.delay_samples, 0.0, 0.0)
         return link.delay_samples
 
+    def facts(self, name: str) -> dict[str, float]:
+        """Tell what is known of a node's link: gain in dB, timing advance in samples, phase error in rad."""
+        peer = self.peers[name]
+        return {
+            "link_gain_db": round(10 * math.log10(peer.power), 3),
+            "advance_samples": round(peer.advance_samples, 4),
+            "phase_rms_rad": round(peer.phase_variance**0.5, 5),
+        }
+
     def admit(self, soundings: Mapping[str, Sequence[Link]]) -> dict[str, str]:
         """Turn repeated soundings into link estimates and measured phase errors.
 

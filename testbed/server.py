@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from testbed.checkpoint import other_version
 from testbed.config import Experiment, Lab
 from testbed.guard import open_guarded
 from testbed.learner import Teacher
-from testbed.messages import Ack, Csi, Hello, Message, Nack, Report, Sound, Stop, Train, Welcome, as_times
+from testbed.messages import Ack, Csi, Hello, Message, Nack, Report, Sent, Sound, Stop, Train, Welcome, as_times
 from testbed.round import Decoded, RoundPlan, hopeless, run_burst, summary
 from testbed.run import Checkpoint, RunFolder, read_events
 
@@ -65,6 +64,7 @@ class Server:
         self.ready: set[str] = set()
         self.arrivals: list[str] = []
         self.unlocked: set[str] = set()
+        self.timed: dict[str, bool] = {}  # nodes whose indices count from the same pulse as the server's own
         self.lead_samples, self.extra_s = 0, 0.0
         self.round = self.first_round = self.voids = 0
         self.history: list[dict[str, Any]] = []
@@ -181,14 +181,6 @@ class Server:
             await asyncio.to_thread(self.teacher.warm)
         await asyncio.to_thread(self.link.open)
 
-    def _link_facts(self, name: str) -> dict[str, float]:
-        peer = self.uplink.peers[name]
-        return {
-            "link_gain_db": round(10 * math.log10(peer.power), 3),
-            "advance_samples": round(peer.advance_samples, 4),
-            "phase_rms_rad": round(peer.phase_variance**0.5, 5),
-        }
-
     async def _sound(self, names: Sequence[str], search: bool) -> None:
         """Measure the links of ``names``; those that fail leave the ready set with a warning."""
         profile, uplink = self.link.profile, self.uplink
@@ -226,7 +218,7 @@ class Server:
             order = Csi(timing_advance_samples=peer.advance_samples, drive=uplink.drive(name))
             if await self.send(name, order, {"gain": peer.gain}):
                 self.ready.add(name)
-        facts = {name: self._link_facts(name) for name in sorted(self.ready & set(names))}
+        facts = {name: self.uplink.facts(name) for name in sorted(self.ready & set(names))}
         self.folder.emit("calibrated", round=self.round, links=facts, searched=search)
 
     async def _soundings(self, names: Sequence[str], cycle: Cycle, cycles: int, search: int) -> dict[str, list[Any]]:
@@ -236,6 +228,11 @@ class Server:
             where: dict[str, Any] = {"first_slot": first, "cycles": cycles, "cycle": as_times(cycle), "place": place}
             await self.send(name, Sound(**where, drive=self.uplink.full_drive, search_samples=search))
         sent = await self.gather(names, "sent", self.experiment.run.join_timeout_s)
+        for place, name in enumerate(names):
+            told = sent[name].message if self.timed.get(name) and name in sent else None
+            if isinstance(told, Sent) and (trouble := self.link.off_time(first, cycle, place, told.starts[0])):
+                self.warn("pps", f"node {name}: {trouble}")
+                del sent[name]
         try:
             windows = [
                 await asyncio.to_thread(self.link.sound, first + n * cycle.slots, cycle, len(names))
@@ -372,6 +369,8 @@ class Server:
             self.folder.emit("node-changed", node=item.name, state="lost", round=self.round)
         elif isinstance(item, Envelope) and isinstance(item.message, Hello):
             self.ready.discard(item.name)
+            able = item.message
+            self.timed[item.name] = able.one_timeline and able.shared_reference
             if item.name not in self.arrivals:
                 self.arrivals.append(item.name)
 
