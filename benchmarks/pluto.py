@@ -30,7 +30,7 @@ from radio.virtual_pluto import VirtualPluto, VirtualPlutos
 
 BLOCK = 65_536
 BLOCKS = 150
-ROUNDS = 5
+ROUNDS = 12
 
 
 class AtOnce:

@@ -67,13 +67,15 @@ def to_pairs(samples: Complex64[np.ndarray, " sample"]) -> tuple[IQ, int]:
     """
     flat = np.ascontiguousarray(samples).view(np.float32).reshape(-1, 2)
     pairs, clipped = np.empty(flat.shape, np.int16), 0
+    scratch = np.empty(flat[:PIECE].shape, np.float32)
     for begin in range(0, len(flat), PIECE):
-        scaled = flat[begin : begin + PIECE] * np.float32(DAC_RAIL + 1)
+        part = flat[begin : begin + PIECE]
+        scaled = np.multiply(part, np.float32(DAC_RAIL + 1), out=scratch[: len(part)])
         if scaled.max() > DAC_RAIL or scaled.min() < -DAC_RAIL - 1:
             clipped += int((np.abs(scaled) > DAC_RAIL + 1).any(axis=1).sum())
             np.clip(scaled, -DAC_RAIL - 1, DAC_RAIL, out=scaled)
-        pairs[begin : begin + PIECE] = np.rint(scaled, out=scaled)
-    return np.left_shift(pairs, 4, out=pairs), clipped
+        pairs[begin : begin + PIECE] = np.multiply(np.rint(scaled, out=scaled), np.float32(16.0), out=scaled)
+    return pairs, clipped
 
 
 class TxQueue:
