@@ -1,0 +1,26 @@
+"""How long and how often calibration measures, and what it lets pass; knows no measurement."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class CalibrationOptions(BaseModel):
+    """The table ``[calibration]`` of a lab file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    integrity_s: Seconds = Field(60.0, description="How long streams are watched for lost and repeated samples.")
+    restarts: int = Field(20, ge=2, le=200, description="Restarts of a stream that show if its TX-RX offset is constant.")
+    warm_up_s: Seconds = Field(600.0, description="How long the frequencies of all radios are watched.")
+    oscillator_s: float = Field(
+        20.0, ge=1, le=600, description="Beacons without a pause that show the stability of the crystals, in seconds."
+    )
+    soundings: int = Field(16, ge=4, le=256, description="Soundings of every link.")
+    timing_bursts: int = Field(50, ge=10, le=1000, description="Bursts that show how well a node keeps its time.")
+    phase_bursts: int = Field(12, ge=4, le=256, description="Bursts per horizon that show how well the phase is known.")
+    sums: int = Field(6, ge=1, le=256, description="Bursts with known values, for every number of nodes.")
