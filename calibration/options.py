@@ -15,7 +15,9 @@ class CalibrationOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     integrity_s: Seconds = Field(60.0, description="How long streams are watched for lost and repeated samples.")
-    restarts: int = Field(20, ge=2, le=200, description="Restarts of a stream that show if its TX-RX offset is constant.")
+    restarts: int = Field(
+        20, ge=2, le=200, description="Restarts of a stream that show if its TX-RX offset is constant."
+    )
     warm_up_s: Seconds = Field(600.0, description="How long the frequencies of all radios are watched.")
     oscillator_s: float = Field(
         20.0, ge=1, le=600, description="Beacons without a pause that show the stability of the crystals, in seconds."

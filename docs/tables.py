@@ -202,10 +202,10 @@ def presets() -> str:
     filled = {name: EtherOptions.model_validate({"preset": name}) for name in PRESETS}
     rows = []
     for name, field in EtherOptions.model_fields.items():
-        if name in ("preset", "seed", "server", "radios", "serial"):
+        if name in ("preset", "seed", "server", "radios", "links", "serial"):
             continue
         values = [getattr(options, name) for options in filled.values()]
-        absent = {"ppm": "drawn", "reference_rate_hz": "server's", "unplug_at": "never"}
+        absent = {"ppm": "drawn", "reference_rate_hz": "server's", "unplug_at": "never", "declared_tier": "tier"}
         shown = [
             absent[name] if value is None else "off" if value == float("-inf") else _plain(value) for value in values
         ]

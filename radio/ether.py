@@ -45,11 +45,11 @@ class Ether:
         self.names = tuple(names)
         if len(set(self.names)) != len(self.names):
             raise ConfigError(f"radios are named twice in {list(self.names)}", "give every radio its own name")
-        unknown = sorted(set(options.radios) - set(self.names))
-        if unknown:
-            raise ConfigError(
-                f"ether.radios has overrides for {unknown}, but the lab has {list(self.names)}", "rename them"
-            )
+        for table, named in (("ether.radios", options.radios), ("ether.links", options.links)):
+            if unknown := sorted(set(named) - set(self.names)):
+                raise ConfigError(
+                    f"{table} has overrides for {unknown}, but the lab has {list(self.names)}", "rename them"
+                )
         e = options
         reference = Clock(0.0, e.warm_up_ppm, e.warm_up_s, e.drift_ppb_per_s, e.adev, e.seed, "reference")
         self._stations = {name: Station(name, options, reference) for name in self.names}
@@ -135,19 +135,7 @@ class Ether:
     def capabilities(self, name: str) -> Capabilities:
         """Give what a radio declares of itself at its present rate."""
         with self._lock:
-            station = self._station(name, configured=False)
-            e = station.effects
-            return Capabilities(
-                tier=e.tier,
-                serial=e.serial or f"loopback-{name}",
-                driver="loopback 1",
-                max_rate_hz=e.max_rate_hz,
-                turnaround_samples=round(e.turnaround_s * station.rate_hz),
-                block_samples=e.block_samples,
-                one_timeline=e.one_timeline,
-                shared_reference=e.shared_reference,
-                reports_losses=e.reports_losses,
-            )
+            return self._station(name, configured=False).capabilities()
 
     def configure(self, name: str, wanted: RadioConfig, manual_gain: bool = True) -> tuple[RadioConfig, int]:
         """Apply settings; a changed rate restarts the stream, a changed carrier draws a new LO phase.
@@ -162,7 +150,7 @@ class Ether:
         """
         with self._lock:
             station = self._station(name, configured=False)
-            taken = self._taken(station, wanted)
+            taken = station.taken(wanted)
             before = station.config
             station.agc = not manual_gain
             if before == taken:
@@ -199,35 +187,6 @@ class Ether:
         elif not e.shared_reference:
             begin_s = e.start_spread_s * float(rng(station.seed, station.name, "start").uniform())
         station.start_stream(begin_s)
-
-    def _taken(self, station: Station, wanted: RadioConfig) -> RadioConfig:
-        e = station.effects
-
-        def near(value: float, step: float) -> float:
-            return round(value / step) * step if step else float(value)
-
-        limits = (
-            ("rate_hz", wanted.rate_hz, 1e3, 61.44e6),
-            ("tx_hz", wanted.tx_hz, e.tune_min_hz, e.tune_max_hz),
-            ("rx_hz", wanted.rx_hz, e.tune_min_hz, e.tune_max_hz),
-            ("bandwidth_hz", wanted.bandwidth_hz, 1e2, 61.44e6),
-            ("rx_gain_db", wanted.rx_gain_db, e.rx_gain_min_db, e.rx_gain_max_db),
-            ("tx_attenuation_db", wanted.tx_attenuation_db, 0.0, e.tx_attenuation_max_db),
-        )
-        for key, value, low, high in limits:
-            if not (math.isfinite(value) and low <= value <= high):
-                raise RadioRefused(
-                    f"{station.name}: {key} = {value:g} is outside what the device can do, {low:g} to {high:g}",
-                    f"set {key} inside these limits",
-                )
-        return RadioConfig(
-            rate_hz=float(wanted.rate_hz),
-            tx_hz=near(wanted.tx_hz, e.lo_step_hz),
-            rx_hz=near(wanted.rx_hz, e.lo_step_hz),
-            bandwidth_hz=float(wanted.bandwidth_hz),
-            rx_gain_db=near(wanted.rx_gain_db, e.rx_gain_step_db),
-            tx_attenuation_db=near(wanted.tx_attenuation_db, e.tx_attenuation_step_db),
-        )
 
     def now(self, name: str) -> int:
         """Give the RX index of the next sample a radio would receive."""
@@ -415,8 +374,11 @@ class Ether:
                 return np.zeros(offsets_hz.shape)
             time_s = source.instant_s(source.tx_device(start))
             turns = np.exp(-2j * math.pi * np.multiply.outer(offsets_hz, link.path_delay_s))
+            at = np.array([time_s])
             gain = amplitude(sink.config.rx_gain_db - sink.effects.rx_fs_offset_dbm) * source.level() * link.gain
-            result: np.ndarray = gain * np.abs(turns @ link.paths(np.array([time_s]))[0])
+            if source is not sink:
+                gain *= float((source.contact.gain(at) * sink.contact.gain(at))[0])
+            result: np.ndarray = gain * np.abs(turns @ link.paths(at)[0])
             return result
 
     def _fingerprint(self) -> str:

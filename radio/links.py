@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Complex128, Float64
 
 from radio.airkernel import tap_gains
-from radio.clock import rng
-from radio.presets import EtherOptions
+from radio.clock import Chunks, rng
+from radio.presets import EtherOptions, LinkFacts
 
 WAVES = 8  # sinusoids per scattered path
+CONTACTS = 256  # states of a connector drawn at a time
 LIGHT_M_PER_S = 299_792_458.0
 THERMAL_DBM_PER_HZ = -174.0
 BACK_OFF_DB = 9.0  # level at which ``snr_db`` is defined
@@ -37,6 +38,34 @@ class Link:
         return result
 
 
+class Contact:
+    """A loose connector: attenuates what passes it, now and then.
+
+    In each slot of 1 / ``often_hz`` seconds a state is drawn, and the instant inside the slot from which it holds.
+
+    Args:
+        loss_db: attenuation while it has no contact; 0 makes it sound.
+        often_hz: draws per second.
+        seed, name: what the draws are keyed by.
+    """
+
+    def __init__(self, loss_db: float, often_hz: float, seed: int, name: str) -> None:
+        self.loose = loss_db > 0.0
+        self._floor, self._often_hz = 10.0 ** (-loss_db / 20.0), often_hz
+        self._draws = Chunks(lambda k: rng(seed, name, "contact", k).uniform(size=(2, CONTACTS)), CONTACTS)
+
+    def gain(self, time_s: Float64[np.ndarray, " time"]) -> Float64[np.ndarray, " time"]:
+        """Give the amplitude gain at rising true times."""
+        if not self.loose:
+            return np.ones(time_s.size)
+        position = time_s * self._often_hz
+        slot = np.floor(position).astype(np.int64)
+        (since, state), first = self._draws.span(int(slot[0]) - 1, int(slot[-1]))
+        at = slot - first
+        holds = np.where(position - slot < since[at], state[at - 1], state[at])
+        return np.where(holds < 0.5, self._floor, 1.0)
+
+
 def wire(gain: complex, delay_s: float) -> Link:
     """Make a link of one constant path, as a radio's own leakage is."""
     one = np.zeros((1, 1))
@@ -49,18 +78,28 @@ def loss_db(options: EtherOptions, node: str, rate_hz: float) -> float:
     """Work out the path loss between a node and the server that gives the node its SNR per resource element.
 
     A burst at 9 dB back-off has power tx_fs - 9 dBm spread over 3/8 of ``rate_hz``; its density over the server's noise
-    density -174 dBm/Hz + NF is the SNR, whatever the length of the unitary FFT.
+    density -174 dBm/Hz + NF is the SNR, whatever the length of the unitary FFT. ``link_loss_db`` of the node comes on
+    top, whether its SNR is drawn or measured.
     """
-    snr_db = options.snr_db - options.spread_db * float(rng(options.seed, node, "spread").uniform())
+    facts, effects = options.links.get(node, LinkFacts()), options.of(node)
+    if facts.gain_db is not None:
+        return effects.link_loss_db - facts.gain_db
+    drawn_db = options.snr_db - options.spread_db * float(rng(options.seed, node, "spread").uniform())
+    snr_db = drawn_db if facts.snr_db is None else facts.snr_db
     noise_dbm_per_hz = THERMAL_DBM_PER_HZ + options.of(options.server).noise_figure_db
-    sent_dbm_per_hz = options.of(node).tx_fs_dbm - BACK_OFF_DB - 10.0 * math.log10(FILL * rate_hz)
-    return sent_dbm_per_hz - noise_dbm_per_hz - snr_db
+    sent_dbm_per_hz = effects.tx_fs_dbm - BACK_OFF_DB - 10.0 * math.log10(FILL * rate_hz)
+    return sent_dbm_per_hz - noise_dbm_per_hz - snr_db + effects.link_loss_db
 
 
 def draw_link(options: EtherOptions, one: str, other: str, rate_hz: float) -> Link | None:
-    """Draw the link between two different radios, the same both ways; None when they do not hear each other."""
+    """Draw the link between two different radios, the same both ways; None when they do not hear each other.
+
+    Measured facts of a link to the server go before what is drawn, which stays the same for everything else.
+    """
+    facts = LinkFacts()
     if options.server in (one, other):
-        gain_db = -loss_db(options, other if one == options.server else one, rate_hz)
+        node = other if one == options.server else one
+        gain_db, facts = -loss_db(options, node, rate_hz), options.links.get(node, facts)
     else:
         gain_db = options.node_links_db
     if gain_db == float("-inf"):
@@ -85,9 +124,22 @@ def draw_link(options: EtherOptions, one: str, other: str, rate_hz: float) -> Li
     if scattered == 0.0:
         delay, fixed, weight = delay[:1], fixed[:1], weight[:1]
         doppler_hz, phase_rad = doppler_hz[:1], phase_rad[:1]
-    return Link(
-        10.0 ** (gain_db / 20.0), distance_m / LIGHT_M_PER_S, delay, fixed * turn, weight, doppler_hz, phase_rad
-    )  # fmt: skip
+    fixed *= turn
+    if facts.taps:
+        delay, fixed, weight = _measured(facts)
+        waves = (delay.size, WAVES)
+        doppler_hz = facts.doppler_hz * np.cos(2.0 * math.pi * draw.uniform(size=waves))
+        phase_rad = 2.0 * math.pi * draw.uniform(size=waves)
+    delay_s = distance_m / LIGHT_M_PER_S if facts.delay_s is None else facts.delay_s
+    return Link(10.0 ** (gain_db / 20.0), delay_s, delay, fixed, weight, doppler_hz, phase_rad)
+
+
+def _measured(facts: LinkFacts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give delays, fixed gains and scattered weights of measured taps, scaled to a mean total power of 1."""
+    delay, re, im = np.array(facts.taps).T
+    shape = re + 1j * im
+    shape /= np.linalg.norm(shape)
+    return delay, math.sqrt(1.0 - facts.scattered) * shape, math.sqrt(facts.scattered) * np.abs(shape)
 
 
 def _profile(draw: np.random.Generator, count: int, spread_s: float) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ class RadioEffects(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     tier: Tier = Tier.U1
+    declared_tier: Tier | None = Field(None, description="fault: what the driver claims, while tier is what it does")
     serial: str = Field("", description="hardware serial; empty: made from the radio's name")
     max_rate_hz: Positive = 20e6
     block_samples: int = Field(256, ge=4, le=1 << 20)
@@ -66,6 +67,9 @@ class RadioEffects(BaseModel):
     self_leak_db: float = Field(OFF, description="own TX into own RX")
     self_leak_delay_max_samples: int = Field(0, ge=0, le=16)
 
+    link_loss_db: NotNegative = Field(0.0, description="more loss between this node and the server than snr_db says")
+    contact_loss_db: NotNegative = Field(0.0, description="fault: loss of a loose connector while it has no contact")
+    contact_hz: float = Field(2.0, gt=0, le=100, description="how often a loose connector may change its state")
     drop_probability: Probability = Field(0.0, description="per block received")
     duplicate_probability: Probability = Field(0.0, description="per block received")
     overflows_per_min: NotNegative = 0.0
@@ -89,6 +93,39 @@ class RadioEffects(BaseModel):
     def reports_losses(self) -> bool:
         """Tell if the driver flags lost samples and keeps its index through them."""
         return self.tier in (Tier.U0, Tier.U1)
+
+    def as_declared(self) -> RadioEffects:
+        """Give the effects of a radio that is what its driver claims."""
+        return self.model_copy(update={"tier": self.declared_tier or self.tier})
+
+
+class LinkFacts(BaseModel):
+    """What was measured of the link between one node and the server; it replaces what would be drawn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    snr_db: float | None = Field(default=None, ge=-100, le=150, description="as the snr_db of the air, for this node")
+    gain_db: float | None = Field(default=None, ge=-300, le=0, description="from antenna to antenna, instead of snr_db")
+    delay_s: float | None = Field(default=None, ge=0, le=1e-3, description="of the first path")
+    taps: tuple[tuple[Annotated[float, Field(ge=0, le=1e-5)], float, float], ...] = Field(
+        default=(),
+        max_length=16,
+        description="paths (delay behind the first in s, real part, imaginary part), in proportion",
+    )
+    scattered: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the power that fades; spread over taps as they are"
+    )
+    doppler_hz: float = Field(default=0.0, ge=0, le=100, description="largest Doppler shift of what fades")
+
+    @model_validator(mode="after")
+    def _check(self) -> LinkFacts:
+        if self.snr_db is not None and self.gain_db is not None:
+            raise ValueError(f"snr_db {self.snr_db} and gain_db {self.gain_db} say the same thing: give one of them")
+        if self.taps and not any(re or im for _, re, im in self.taps):
+            raise ValueError("every one of taps is zero: leave taps out, or raise the loss")
+        if (self.scattered or self.doppler_hz) and not self.taps:
+            raise ValueError("scattered and doppler_hz speak of taps: give these as well")
+        return self
 
 
 _PLUTO: dict[str, Any] = {
@@ -156,6 +193,7 @@ class EtherOptions(RadioEffects):
     interferer_burst_s: Positive = 0.02
     interferer_bandwidth_hz: NotNegative = 125e3
 
+    links: dict[str, LinkFacts] = Field(default_factory=dict, description="measured links to the server, by node")
     history_s: float = Field(30.0, gt=0, description="how far a radio may lag behind before its samples are lost")
     radios: dict[str, dict[str, Any]] = Field(default_factory=dict, description="overrides of radio effects by name")
 
@@ -172,6 +210,8 @@ class EtherOptions(RadioEffects):
             raise ValueError("paths_min and delay_spread_min_s must not exceed their maxima")
         if self.rician_k_min_db > self.rician_k_max_db:
             raise ValueError(f"rician_k_min_db {self.rician_k_min_db} exceeds rician_k_max_db {self.rician_k_max_db}")
+        if self.server in self.links:
+            raise ValueError(f"links.{self.server}: the server has no link to itself; name a node")
         for name in self.radios:
             self.of(name)
         return self

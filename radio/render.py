@@ -106,7 +106,7 @@ def antenna(
     for sender, link in senders:
         _add_sender(receiver, sender, link, time_s, own, low * air.BLOCK, re, im)
     if options.interferer_dbm != float("-inf") and hears(receiver, options.interferer_hz):
-        _add_interferer(options, config.rx_hz, time_s, own, re, im)
+        _add_interferer(options, receiver.contact.gain(time_s), config.rx_hz, time_s, own, re, im)
     grid, at = receiver.rx_pll.at(time_s)
     if grid.size:
         air.turn(re, im, air.rotation(np.zeros(time_s.size), grid, at))
@@ -138,6 +138,8 @@ def _add_sender(
     reading = time_s + ahead_s
     grid, at = sender.tx_pll.at(time_s)
     paths = link.gain * link.paths(time_s)
+    if sender is not receiver and (sender.contact.loose or receiver.contact.loose):
+        paths *= (sender.contact.gain(time_s) * receiver.contact.gain(time_s))[:, None]
 
     turns: dict[tuple[float, float], np.ndarray] = {}
 
@@ -164,7 +166,13 @@ def _add_sender(
 
 
 def _add_interferer(
-    options: EtherOptions, rx_hz: float, time_s: np.ndarray, own: np.ndarray, re: np.ndarray, im: np.ndarray
+    options: EtherOptions,
+    contact: np.ndarray,
+    rx_hz: float,
+    time_s: np.ndarray,
+    own: np.ndarray,
+    re: np.ndarray,
+    im: np.ndarray,
 ) -> None:
     """Add chirped bursts, one at a random place in each slot of burst / duty seconds."""
     grid = np.arange(re.size) / air.BLOCK
@@ -181,6 +189,6 @@ def _add_interferer(
     t, tau = t[at], t[at] % CHIRP_S
     cycles = (options.interferer_hz - rx_hz) * t - np.interp(grid[at], edge, own)
     cycles += options.interferer_bandwidth_hz * (0.5 * tau * tau / CHIRP_S - 0.5 * tau)
-    level = amplitude(options.interferer_dbm)
+    level = amplitude(options.interferer_dbm) * np.interp(grid[at], edge, contact)
     re[at] += (level * np.cos(2.0 * math.pi * cycles)).astype(np.float32)
     im[at] += (level * np.sin(2.0 * math.pi * cycles)).astype(np.float32)

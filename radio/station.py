@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from radio.base import RadioConfig
+from radio.base import Capabilities, RadioConfig
 from radio.clock import Clock, PhaseNoise, rng
+from radio.errors import RadioRefused
 from radio.impairments import BlockMap, Faults, amplitude, draw_faults, step_phase
+from radio.links import Contact
 from radio.presets import EtherOptions, RadioEffects
 
 RESTART_GAP_S = 1e-3  # a stream that restarts loses this much time
@@ -80,6 +82,7 @@ class Station:
         rms_rad = math.radians(e.phase_noise_deg)
         self.tx_pll = PhaseNoise(rms_rad, self.seed, f"{name}/tx")
         self.rx_pll = PhaseNoise(rms_rad, self.seed, f"{name}/rx")
+        self.contact = Contact(e.contact_loss_db, e.contact_hz, self.seed, name)
         self.opened = self.adoptable = self.gone = self.agc = False
         self.muted = True
         self.owner = ""
@@ -108,6 +111,55 @@ class Station:
     def rate_hz(self) -> float:
         """Sample rate, or 1 MS/s before the first configuration."""
         return 1e6 if self.config is None else self.config.rate_hz
+
+    def capabilities(self) -> Capabilities:
+        """Give what the driver declares at the present rate."""
+        e = self.effects.as_declared()
+        return Capabilities(
+            tier=e.tier,
+            serial=e.serial or f"loopback-{self.name}",
+            driver="loopback 1",
+            max_rate_hz=e.max_rate_hz,
+            turnaround_samples=round(e.turnaround_s * self.rate_hz),
+            block_samples=e.block_samples,
+            one_timeline=e.one_timeline,
+            shared_reference=e.shared_reference,
+            reports_losses=e.reports_losses,
+        )
+
+    def taken(self, wanted: RadioConfig) -> RadioConfig:
+        """Give the settings that the device would take.
+
+        Raises:
+            RadioRefused: one lies outside what it can do.
+        """
+        e = self.effects
+
+        def near(value: float, step: float) -> float:
+            return round(value / step) * step if step else float(value)
+
+        limits = (
+            ("rate_hz", wanted.rate_hz, 1e3, 61.44e6),
+            ("tx_hz", wanted.tx_hz, e.tune_min_hz, e.tune_max_hz),
+            ("rx_hz", wanted.rx_hz, e.tune_min_hz, e.tune_max_hz),
+            ("bandwidth_hz", wanted.bandwidth_hz, 1e2, 61.44e6),
+            ("rx_gain_db", wanted.rx_gain_db, e.rx_gain_min_db, e.rx_gain_max_db),
+            ("tx_attenuation_db", wanted.tx_attenuation_db, 0.0, e.tx_attenuation_max_db),
+        )
+        for key, value, low, high in limits:
+            if not (math.isfinite(value) and low <= value <= high):
+                raise RadioRefused(
+                    f"{self.name}: {key} = {value:g} is outside what the device can do, {low:g} to {high:g}",
+                    f"set {key} inside these limits",
+                )
+        return RadioConfig(
+            rate_hz=float(wanted.rate_hz),
+            tx_hz=near(wanted.tx_hz, e.lo_step_hz),
+            rx_hz=near(wanted.rx_hz, e.lo_step_hz),
+            bandwidth_hz=float(wanted.bandwidth_hz),
+            rx_gain_db=near(wanted.rx_gain_db, e.rx_gain_step_db),
+            tx_attenuation_db=near(wanted.tx_attenuation_db, e.tx_attenuation_step_db),
+        )
 
     def start_stream(self, time_s: float) -> None:
         """Start counting anew at a true time: new counters, new hidden TX latency, old blocks at the head."""

@@ -199,6 +199,18 @@ def test_offset_is_redrawn_by_a_restart_and_missing_echo_is_an_error():
     assert measure_offset(timed, 1) == 0 and timed.now() == before
 
 
+def test_a_tier_that_is_only_claimed_changes_what_is_told_and_nothing_that_is_done():
+    claims = {"n": {"declared_tier": "P2"}}
+    ether, (_, node) = lab(preset("pluto-stock", seed=3, radios=claims), "server", "n")
+    _, (_, honest) = lab(preset("pluto-stock", seed=3), "server", "n")
+    assert (node.capabilities.tier, node.capabilities.one_timeline) == ("P2", True)
+    assert (honest.capabilities.tier, honest.capabilities.one_timeline) == ("P0", False)
+    starts = [each.transmit(noise(3000, 0.1)).start for each in (node, honest)]
+    heard = [each.receive(90_000).samples.tobytes() for each in (node, honest)]
+    assert starts[0] == starts[1] and heard[0] == heard[1]
+    assert ether._stations["n"].hidden > 0
+
+
 def test_a_late_burst_is_reported_and_not_heard_in_the_part_already_received():
     _, (server, node) = lab(preset("ideal", snr_db=60.0), "server", "n")
     server.receive(1500)
