@@ -85,6 +85,30 @@ class CalibrationError(TestbedError):
     exit_code = 4
 
 
+class Failed(CalibrationError):
+    """A measured value is beyond its limit: the message names both, the remedy the step to run again."""
+
+    slug = "calibration-failed"
+
+
+class Stale(CalibrationError):
+    """A record is older than it holds: the message names age and limit, the remedy the step to run again."""
+
+    slug = "calibration-stale"
+
+
+class Foreign(CalibrationError):
+    """A record was taken with another radio or other settings: the message names the field and both values."""
+
+    slug = "calibration-foreign"
+
+
+class Damaged(CalibrationError):
+    """A record is not as it was written, or of another version of its format: the message names the file."""
+
+    slug = "calibration-damaged"
+
+
 class LinkError(TestbedError):
     """Two processes, or two radios, cannot talk."""
 

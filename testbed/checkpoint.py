@@ -6,12 +6,9 @@ tensors and is renamed into place last, so its presence means that both are comp
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,16 +18,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from radio.disk import disk_errors, write_whole
 from radio.errors import RunError
 
 __all__ = [
     "Checkpoint",
     "checkpoint_rounds",
-    "disk_errors",
     "load_checkpoint",
     "other_version",
     "save_checkpoint",
-    "write_whole",
 ]
 
 FORMAT = 1
@@ -53,45 +49,6 @@ class Checkpoint:
     arrays: Mapping[str, np.ndarray]
     generators: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-@contextmanager
-def disk_errors(path: Path, doing: str) -> Iterator[None]:
-    """Turn an OSError into a RunError that names file, cause and remedy."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = (
-            "free some space, then continue with `testbed run --resume`; everything written before is intact"
-            if full
-            else "check that the folder exists and is yours to write"
-        )
-        raise RunError(f"{path}: cannot {doing}: {error.strerror or error}", remedy) from error
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that either the old one or the whole new one is there, whatever happens: new name, fsync, rename.
-
-    Raises:
-        RunError: the disk is full, or the folder cannot be written.
-    """
-    new = path.with_name(path.name + ".new")
-    with disk_errors(path, "write"):
-        try:
-            with new.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, path)
-        except OSError:
-            new.unlink(missing_ok=True)  # on a full disk the half-written file would only take more room
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself must survive a power cut
-        finally:
-            os.close(folder)
 
 
 def checkpoint_rounds(folder: Path) -> list[int]:

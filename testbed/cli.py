@@ -83,7 +83,7 @@ def init(folder: Annotated[Path, typer.Argument(help="Where; made if absent.")] 
 
     Files and keys that exist are left alone, so it can be run again after nodes were added to lab.toml.
     """
-    from testbed.checkpoint import disk_errors
+    from radio.disk import disk_errors
     from testbed.config import load_lab, starter
     from testbed.keys import READER, SERVER, make_keys
 

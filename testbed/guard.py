@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import radio
+from radio.disk import disk_errors
 from radio.errors import LinkError, RadioRefused, TestbedError
 from radio.loopback import RemoteEther
 from radio.safety import Audit, Emission, SafeRadio, SafetyProfile
 from radio.wire import make_error
-from testbed.checkpoint import disk_errors
 
 __all__ = ["ALLOWANCE_S", "BEAT_S", "Guard", "main", "open_guarded"]
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from radio.disk import disk_errors
 from radio.errors import NotTrusted
-from testbed.checkpoint import disk_errors
 
 __all__ = ["READER", "SERVER", "Keys", "known_keys", "load_keys", "loose_files", "make_keys", "public_key"]
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from radio.disk import disk_errors
 from radio.errors import LinkError, RunError, TestbedError
-from testbed.checkpoint import disk_errors
 from testbed.config import Pair
 from testbed.keys import READER, SERVER, load_keys, make_keys
 from testbed.parent import PARENT_VARIABLE, READY

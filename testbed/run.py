@@ -10,15 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from radio.disk import disk_errors, find_numbered, numbered_folder, write_whole
 from radio.errors import RunError
-from testbed.checkpoint import (
-    Checkpoint,
-    checkpoint_rounds,
-    disk_errors,
-    load_checkpoint,
-    save_checkpoint,
-    write_whole,
-)
+from testbed.checkpoint import Checkpoint, checkpoint_rounds, load_checkpoint, save_checkpoint
 from testbed.config import Pair, load
 
 __all__ = [
@@ -68,20 +62,7 @@ class RunFolder:
         Raises:
             RunError: the folder cannot be made or written.
         """
-        with disk_errors(root, "make a run folder"):
-            root.mkdir(parents=True, exist_ok=True)
-            path = _next(root)
-        for name, text in pair.resolved().items():
-            write_whole(path / name, text.encode())
-        with disk_errors(root / "latest", "point to the run"):
-            link = root / f".latest-{os.getpid()}"
-            link.unlink(missing_ok=True)
-            link.symlink_to(path.name)
-            if (root / "latest").is_symlink() or not (root / "latest").exists():
-                os.replace(link, root / "latest")
-            else:
-                link.unlink()  # a file of the user's has this name: leave it alone
-        return cls(path)
+        return cls(numbered_folder(root, "run", pair.resolved()))
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -192,17 +173,6 @@ class RunFolder:
             self._events = None
 
 
-def _next(root: Path) -> Path:
-    while True:
-        taken = [int(path.name) for path in root.iterdir() if path.name.isdigit()]
-        path = root / str(max(taken, default=0) + 1)
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue  # another run was started in this instant
-        return path
-
-
 def _finite(value: Any) -> Any:
     """Copy with plain Python types, where nan and infinities are None: JSON has no words for them."""
     if isinstance(value, dict):
@@ -224,12 +194,7 @@ def find_run(text: str, root: Path) -> RunFolder:
     Raises:
         RunError: there is no such run.
     """
-    for path in (Path(text), root / text):
-        if path.is_dir():
-            return RunFolder.open(path)
-    known = sorted((int(path.name) for path in root.glob("*") if path.name.isdigit()), reverse=True)[:5]
-    listed = f"newest runs: {', '.join(map(str, known))}" if known else f"there are no runs under {root}"
-    raise RunError(f"no run {text!r}; {listed}", "give a run folder, its number, or latest")
+    return RunFolder.open(find_numbered(text, root, "run"))
 
 
 def saved_air(folder: Path) -> dict[str, Any]:

@@ -31,8 +31,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from fl_core.options import SCHEME_NAMES
+from radio.disk import disk_errors, write_whole
 from radio.errors import ConfigError, RunError
-from testbed.checkpoint import disk_errors, write_whole
 from testbed.config import Experiment, Section, load_experiment
 from testbed.parent import PARENT_VARIABLE, die_with_parent
 from testbed.problems import explain, raise_all, suggest
