@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Complex64, Float64
 from scipy.fft import fft, ifft, next_fast_len
@@ -27,23 +29,59 @@ def code(seed: int) -> Complex64[np.ndarray, " sample"]:
     return result
 
 
-def measure_offset(radio: Radio, seed: int) -> int:
-    """Measure the integer ``offset`` such that TX index = RX index + offset.
+@dataclass(frozen=True)
+class Match:
+    """Where a burst lies in samples.
 
-    A burst sent at TX index n appears in the radio's own receive stream at RX index n - offset: the delay of the
-    leakage path (0 to 3 samples) is part of the result, as it is of every later measurement of the same radio. Both
-    counters must come from a configured radio whose transmit carrier lies in its receive band. The result holds until
-    the stream restarts or samples are lost. A radio with one timeline is not touched.
+    Attributes:
+        lag: index of its first sample.
+        amplitude: of the burst as received, per unit of the amplitude of the chips.
+        over_mean: power of the correlation over its mean.
+        clear: it stands out of noise and of its own side lobes.
+    """
+
+    lag: int
+    amplitude: float
+    over_mean: float
+    clear: bool
+
+
+def match(samples: Complex64[np.ndarray, " sample"], chips: Complex64[np.ndarray, " chip"]) -> Match:
+    """Find the best match of a burst in samples that hold it as a whole."""
+    power = _correlate(samples, chips)
+    peak = int(np.argmax(power))
+    away = np.abs(np.arange(power.size) - peak) > 4
+    seen = float(power[peak] / (power.mean() + 1e-30))
+    clear = seen > PEAK_OVER_MEAN and bool(power[peak] > PEAK_OVER_NEXT * power[away].max())
+    return Match(peak, float(np.sqrt(power[peak])) / float(np.vdot(chips, chips).real), seen, clear)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """How a radio hears itself.
+
+    Attributes:
+        offset: TX index = RX index + offset; the delay of the leakage path (0 to 3 samples) is part of it, as it is of
+            every later measurement of the same radio.
+        gain: amplitude of the leakage, full scale to full scale, at the present settings.
+        level: amplitude of a burst that is heard well.
+    """
+
+    offset: int
+    gain: float
+    level: float
+
+
+def hear_itself(radio: Radio, seed: int) -> Heard:
+    """Send a burst and find it in the radio's own receive stream, whatever its timelines are.
 
     Args:
-        radio: a configured radio; its receive stream is advanced.
+        radio: a configured radio whose transmit carrier lies in its receive band; its receive stream is advanced.
         seed: picks the code; give every radio of a lab its own, so that neighbours are not mistaken for the leakage.
 
     Raises:
         CalibrationError: no clear peak at any level.
     """
-    if radio.capabilities.one_timeline:
-        return 0
     chips = code(seed)
     seen = 0.0
     for level in LEVELS:
@@ -52,16 +90,23 @@ def measure_offset(radio: Radio, seed: int) -> int:
         settled = radio.capabilities.turnaround_samples + 2 * radio.capabilities.block_samples
         first = radio.receive(CODE_SAMPLES, begin)  # its rate tells how many samples the search spans
         rest = radio.receive(settled + round(SEARCH_S * first.rate_hz) + CODE_SAMPLES)
-        power = _correlate(np.concatenate([first.samples, rest.samples]), chips)
-        peak = int(np.argmax(power))
-        away = np.abs(np.arange(power.size) - peak) > 4
-        seen = float(power[peak] / (power.mean() + 1e-30))
-        if seen > PEAK_OVER_MEAN and power[peak] > PEAK_OVER_NEXT * power[away].max():
-            return report.start - (begin + peak)
+        found = match(np.concatenate([first.samples, rest.samples]), chips)
+        seen = found.over_mean
+        if found.clear:
+            return Heard(report.start - (begin + found.lag), found.amplitude / level, level)
     raise CalibrationError(
         f"{radio.name}: no clear echo of its own burst; best peak {seen:.1f} times the mean, needed {PEAK_OVER_MEAN:g}",
         "raise rx_gain_db, lower tx_attenuation_db, and tune TX inside the receive band",
     )
+
+
+def measure_offset(radio: Radio, seed: int) -> int:
+    """Measure the integer ``offset`` such that TX index = RX index + offset; 0, untouched, for a radio of one timeline.
+
+    A burst sent at TX index n appears in the radio's own receive stream at RX index n - offset. The result holds until
+    the stream restarts or samples are lost. Arguments and errors are those of ``hear_itself``.
+    """
+    return 0 if radio.capabilities.one_timeline else hear_itself(radio, seed).offset
 
 
 class Echo:
