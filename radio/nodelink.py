@@ -108,18 +108,22 @@ class NodeLink:
     def _tune(self, shift_hz: float, echo: bool = False) -> None:
         """Tune by ``shift_hz`` off the downlink carrier, and by as many parts per million off the uplink's."""
         profile = self.profile
-        wanted = RadioConfig(
-            rate_hz=profile.rate_hz,
-            tx_hz=profile.beacon_hz + shift_hz if echo else profile.carrier_hz + self.scale * shift_hz,
-            rx_hz=profile.beacon_hz + shift_hz,
-            bandwidth_hz=profile.bandwidth_hz,
-            rx_gain_db=self.rx_gain_db,
-            tx_attenuation_db=self.tx_attenuation_db,
-        )
-        taken = self.radio.configure(wanted)
+        wanted = self.settings(shift_hz)
+        taken = self.radio.configure(replace(wanted, tx_hz=wanted.rx_hz) if echo else wanted)
         self.tuned_hz = taken.rx_hz - profile.beacon_hz
         # Synthesiser steps keep the two shifts from being exactly one ratio; what is left turns at a known rate.
         self.residue_hz = taken.tx_hz - profile.carrier_hz - self.scale * self.tuned_hz
+
+    def settings(self, shift_hz: float = 0.0) -> RadioConfig:
+        """Give the radio's settings, tuned by ``shift_hz`` off the downlink carrier."""
+        return RadioConfig(
+            rate_hz=self.profile.rate_hz,
+            tx_hz=self.profile.carrier_hz + self.scale * shift_hz,
+            rx_hz=self.profile.beacon_hz + shift_hz,
+            bandwidth_hz=self.profile.bandwidth_hz,
+            rx_gain_db=self.rx_gain_db,
+            tx_attenuation_db=self.tx_attenuation_db,
+        )
 
     def acquire(self, budget_samples: int, from_slot: int = 0) -> int:
         """Search for the server's beacons, tune the LO once, and start the trackers.
@@ -180,11 +184,11 @@ class NodeLink:
         """This node's clock against the server's, in parts per million (positive: the node runs fast)."""
         return -(self.cfo_hz + self.tuned_hz) / self.profile.beacon_hz * 1e6
 
-    def listen(self, slot: int) -> bool:
+    def listen(self, slot: int) -> BeaconFix | None:
         """Track the beacon of ``slot``; beacons already past are skipped.
 
         Returns:
-            True when the beacon was found.
+            What the beacon told; None when it was not found.
 
         Raises:
             LinkError: the lock is lost (several beacons missed in a row).
@@ -196,7 +200,7 @@ class NodeLink:
         try:
             capture = self.radio.receive(self.profile.beacon_samples + 2 * MARGIN, start)
         except RadioRefused:
-            return False
+            return None
         fix = track(
             capture.samples,
             self.profile,
@@ -214,10 +218,10 @@ class NodeLink:
                     f"{self.radio.name}: {MISSES} beacons missed in a row, the last in slot {slot}",
                     "the node is sounded again; if this repeats, look for lost samples or an interferer",
                 )
-            return False
+            return None
         self.missed = 0
         self._absorb(fix)
-        return True
+        return fix
 
     def follow(self, first_slot: int, cycle: Cycle, grid: Grid, at: int | None = None) -> tuple[TxReport, float]:
         """Run one cycle: track its beacons and send ``grid`` so that it arrives at ``at`` (default ``burst_at``).

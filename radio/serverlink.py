@@ -6,7 +6,7 @@ Slot n begins at TX index ``origin + n * slot_samples`` of the server's radio; a
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,8 @@ class ServerLink:
     def open(self) -> None:
         """Configure the radio, measure its TX-RX offset and start the slot clock."""
         self.remeasure()
-        self.origin = self.radio.earliest()
+        self.origin, self.last_slot = self.radio.earliest(), -1
+        self.unheard.clear()
 
     def remeasure(self) -> None:
         """Measure the TX-RX offset again: it is void after any gap in a stream. The slot clock counts TX and stays.
@@ -72,18 +73,19 @@ class ServerLink:
         self.echo.forget()
         self._configure(self.profile.beacon_hz)
 
-    def _configure(self, tx_hz: float) -> None:
-        profile = self.profile
-        self.radio.configure(
-            RadioConfig(
-                rate_hz=profile.rate_hz,
-                tx_hz=tx_hz,
-                rx_hz=profile.carrier_hz,
-                bandwidth_hz=profile.bandwidth_hz,
-                rx_gain_db=self.rx_gain_db,
-                tx_attenuation_db=self.tx_attenuation_db,
-            )
+    def settings(self) -> RadioConfig:
+        """Give the radio's settings while it sends beacons and receives bursts."""
+        return RadioConfig(
+            rate_hz=self.profile.rate_hz,
+            tx_hz=self.profile.beacon_hz,
+            rx_hz=self.profile.carrier_hz,
+            bandwidth_hz=self.profile.bandwidth_hz,
+            rx_gain_db=self.rx_gain_db,
+            tx_attenuation_db=self.tx_attenuation_db,
         )
+
+    def _configure(self, tx_hz: float) -> None:
+        self.radio.configure(replace(self.settings(), tx_hz=tx_hz))
 
     def next_slot(self) -> int:
         """First slot whose beacon can still be ordered, with its order still ahead of it when it reaches the nodes."""

@@ -144,7 +144,7 @@ class Uplink:
             return self.level
         return min(self.full_drive, self.level / math.sqrt(self.peers[name].power))
 
-    def _shape(self, name: str) -> Float64[np.ndarray, " bin"]:
+    def shape(self, name: str) -> Float64[np.ndarray, " bin"]:
         """Arrival amplitude of ``name`` over the bins, of mean 1; flat under inversion."""
         if self.precoder == "inversion":
             return np.ones(self._bins.size)
@@ -251,7 +251,7 @@ class Uplink:
         arrival = np.ones(len(names)) if self.precoder == "inversion" else expected * np.abs(gains.mean((1, 2)))
         target = np.sum(
             [
-                size * self._shape(name) * canary(self.profile, canary_seed, shift, self.mode)
+                size * self.shape(name) * canary(self.profile, canary_seed, shift, self.mode)
                 for size, name, shift in zip(arrival, names, shifts, strict=True)
             ],
             axis=0,
@@ -337,7 +337,7 @@ class Uplink:
         place = place / place[-1]
         if self.precoder == "inversion":
             return np.ones(place.size)
-        known = float(place @ self._shape(name) / (place @ place))
+        known = float(place @ self.shape(name) / (place @ place))
         return cast(np.ndarray, 1 + TILT_GAIN * (tilt - known) * place)
 
     def _learn_correlation(self, names: Sequence[str], aggregate: Aggregate, powers: Mapping[str, float]) -> None:

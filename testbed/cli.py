@@ -5,7 +5,6 @@ Heavy modules are imported inside the commands, so that ``testbed --help`` answe
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -14,21 +13,16 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from radio.errors import RunError, TestbedError
+from radio.errors import TestbedError
+from testbed.front import interruptible, introduce, keys_of, prepare, serve, short
 from testbed.parent import PARENT_VARIABLE, announce_ready, die_with_parent
-
-if TYPE_CHECKING:
-    from testbed.config import Pair
-    from testbed.run import RunFolder
 
 app = typer.Typer(
     name="testbed",
@@ -125,12 +119,12 @@ def run(
     from testbed.launch import launch
     from testbed.terminal import JsonReader, Terminal
 
-    pair, folder = _prepare(target, lab, settings or [], resume, runs)
+    pair, folder = prepare(target, lab, settings or [], resume, runs)
     console = Console(stderr=as_json)
     if not as_json:
-        _introduce(console, pair, folder, resume is not None)
-    reader = JsonReader() if as_json else Terminal(console, _short(folder.path))
-    with _interruptible(), reader:
+        introduce(console, pair, folder, resume is not None)
+    reader = JsonReader() if as_json else Terminal(console, short(folder.path))
+    with interruptible(), reader:
         launch(pair, folder, resume=resume is not None, overrides=(settings or []) if resume else (), reader=reader)
 
 
@@ -144,18 +138,19 @@ def server(
     folder: Annotated[Path | None, typer.Option(help="Existing run folder to fill.", hidden=True)] = None,
 ) -> None:
     """Run the server of an experiment in this process: it admits nodes, gives orders, receives sums, learns."""
+    from testbed.config import load
     from testbed.run import RunFolder
 
     die_with_parent()
     if folder is not None:
         place = RunFolder.open(folder)
-        pair = _load(folder, None, settings or [])
+        pair = load(folder, None, settings or [])
     else:
-        pair, place = _prepare(target, lab, settings or [], resume, runs)
-    keys = _keys_of(pair, place)
+        pair, place = prepare(target, lab, settings or [], resume, runs)
+    keys = keys_of(pair, place)
     from testbed.server import serve_server
 
-    _serve(serve_server(pair.lab, pair.experiment, place, keys, pair.fingerprint(), resume is not None))
+    serve(serve_server(pair.lab, pair.experiment, place, keys, pair.fingerprint(), resume is not None))
 
 
 @app.command(epilog="Example: [bold]testbed node node-3 --lab lab.toml[/]")
@@ -173,7 +168,7 @@ def node(
     room.node(name)
     from testbed.node import serve_node
 
-    _serve(serve_node(room, name, folder or Path("nodes") / name, Path(room.keys)))
+    serve(serve_node(room, name, folder or Path("nodes") / name, Path(room.keys)))
 
 
 @app.command(epilog="Example: [bold]testbed ether --lab lab.toml[/]")
@@ -284,7 +279,7 @@ def sweep(
 
     plan = plan_sweep(file, settings or [])
     folder = out or Path("sweeps") / plan.name
-    with _interruptible(), SweepBar(Console()) as bar:
+    with interruptible(), SweepBar(Console()) as bar:
         table = compute(
             plan, folder, workers=workers, memory_mb=memory_mb, scheduler=scheduler, report=bar, say=bar.say
         )
@@ -293,7 +288,7 @@ def sweep(
     text = summary(plan, table)
     (folder / "summary.md").write_text(text, encoding="utf-8")
     draw(plan, table, folder / "figure.png")
-    print(f"{text}\n{_short(folder.absolute())}: table.csv, table.jsonl, summary.md, figure.png")
+    print(f"{text}\n{short(folder.absolute())}: table.csv, table.jsonl, summary.md, figure.png")
 
 
 @app.command(epilog="Example: [bold]testbed doctor --lab lab.toml --json[/]")
@@ -316,87 +311,6 @@ def doctor(lab: LabFile = None, settings: Settings = None, runs: Runs = Path("ru
             console.print(line, soft_wrap=True, highlight=False)
     if any(check.level == "red" for check in checks):
         raise typer.Exit(1)
-
-
-def _prepare(
-    target: Path | None, lab: Path | None, settings: Sequence[str], resume: str | None, runs: Path
-) -> tuple[Pair, RunFolder]:
-    from testbed.run import RunFolder, find_run
-
-    if resume is None:
-        pair = _load(target, lab, settings)
-        return pair, RunFolder.create(runs, pair)
-    if target is not None or lab is not None:
-        raise RunError("--resume takes its files from the run folder", "leave experiment and --lab away, or use --set")
-    folder = find_run(resume, runs)
-    pair = _load(folder.path, None, settings)
-    folder.load(pair.fingerprint())  # a damaged checkpoint is reported here, before anything is started
-    return pair, folder
-
-
-def _load(target: Path | None, lab: Path | None, settings: Sequence[str]) -> Pair:
-    from testbed.config import load
-
-    return load(target, lab, settings)
-
-
-def _keys_of(pair: Pair, folder: RunFolder) -> Path:
-    from testbed.keys import READER, SERVER, make_keys
-
-    if pair.lab.keys:
-        return Path(pair.lab.keys)
-    make_keys(folder.keys, [SERVER, READER, *(entry.name for entry in pair.lab.nodes)])
-    return folder.keys
-
-
-def _introduce(console: Any, pair: Pair, folder: RunFolder, resumed: bool) -> None:
-    from testbed.config import BUILT_IN
-
-    def source(text: str, what: str) -> str:
-        return f"the built-in {what}" if text == BUILT_IN else text
-
-    doing = "resuming" if resumed else "running"
-    lab, experiment = source(pair.lab_source, "lab"), source(pair.experiment_source, "experiment")
-    where = "on a simulated air" if pair.lab.ether is not None else "on real radios: waiting for the nodes"
-    text = f"{doing} {experiment} in {lab}: {len(pair.lab.nodes)} nodes {where}; writing to {_short(folder.path)}"
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _serve(daemon: Coroutine[Any, Any, None]) -> None:
-    """Run a daemon until it ends or is told to: SIGTERM and SIGINT cancel it, so that it mutes, saves and closes."""
-
-    async def main() -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        await daemon
-
-    with _interruptible():
-        try:
-            asyncio.run(main())
-        except asyncio.CancelledError:
-            raise SystemExit(128 + signal.SIGTERM) from None
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Make Ctrl-C and SIGTERM leave through every ``finally``, with the exit code that shells expect."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _report_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from calibration.options import CalibrationOptions
 from fl_core.options import DataOptions, LearnOptions, ModelOptions, SchemeOptions
 from radio.errors import ConfigError
 from radio.presets import PRESETS, EtherOptions, preset
@@ -111,6 +112,9 @@ class Lab(Section):
     ether_port: Port = Field(default=5700, description="TCP port of the simulated air; 0: the launcher picks one.")
     iiod_port: Port = Field(
         default=5710, description="TCP port of the first virtual Pluto, the next ones follow; 0: the launcher picks."
+    )
+    calibration: CalibrationOptions = Field(
+        default_factory=CalibrationOptions, description="How long and how often `testbed calibrate` measures."
     )
     ether: EtherOptions | None = Field(default=None, description="The simulated air; absent for real radios.")
     nodes: tuple[NodeEntry, ...] = Field(min_length=1, description="The nodes, one [[nodes]] table each.")
@@ -248,7 +252,9 @@ class Pair:
 
         Two pairs with one fingerprint continue each other's checkpoints, so a finished run can be made longer.
         """
-        lab = self.lab.model_dump(mode="json", exclude={"name", "keys", "heartbeat", "ether_port", "iiod_port"})
+        lab = self.lab.model_dump(
+            mode="json", exclude={"name", "keys", "heartbeat", "ether_port", "iiod_port", "calibration"}
+        )
         for key in ("host", "control_port", "events_port"):
             del lab["server"][key]
         skipped = {"run": {"rounds", "checkpoint_every", "compare", "join_timeout_s", "train_timeout_s"}}

@@ -64,16 +64,32 @@ def launch(
 class Launcher:
     """The processes of one run. Use as a context manager: leaving it leaves no process behind.
 
+    Args:
+        pair: lab and experiment.
+        folder: that holds them.
+        resume: go on from the newest checkpoint.
+        overrides: ``--set`` items that differ from the files in ``folder``.
+        only: nodes to start; empty: all.
+
     Attributes:
         processes: by name (``ether``, ``server``, node names), those that run now or have ended.
     """
 
-    def __init__(self, pair: Pair, folder: RunFolder, *, resume: bool = False, overrides: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        folder: RunFolder,
+        *,
+        resume: bool = False,
+        overrides: Sequence[str] = (),
+        only: Sequence[str] = (),
+    ) -> None:
         self._lab = pair.lab
         self._folder = folder
         self._resume = resume
         self._tail = EventTail(folder.events_path, from_end=resume)
-        self._names = [entry.name for entry in pair.lab.nodes] if pair.lab.ether is not None else []
+        names = [entry.name for entry in pair.lab.nodes] if pair.lab.ether is not None else []
+        self._names = [name for name in names if not only or name in only]
         self._seen_ready: set[str] = set()
         self._restarts = dict.fromkeys(self._names, 0)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -121,8 +137,26 @@ class Launcher:
             return [*base, "server", *resume, *settings]
         return [*base, "node", name, *room, "--folder", str(self._folder.node(name)), *settings]
 
-    def start(self) -> None:
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The ``--set`` items under which every process of this run goes."""
+        return tuple(self._set)
+
+    def alive(self) -> None:
+        """Look after the processes where none may end.
+
+        Raises:
+            TestbedError: the ether or a node has ended.
+        """
+        for name, process in self.processes.items():
+            if process.poll() is not None:
+                raise self._failure(name)
+
+    def start(self, server: bool = True) -> None:
         """Start everything; the ether first, because radios open on it.
+
+        Args:
+            server: whether the server is a process of its own; otherwise whoever calls takes its place.
 
         Raises:
             TestbedError: the ether failed, or is not ready in time.
@@ -136,7 +170,7 @@ class Launcher:
                 if time.monotonic() > deadline:
                     raise LinkError(f"the ether is not ready after {READY_S:g} s", f"read {self._folder.log(ETHER)}")
                 time.sleep(POLL_S)
-        for name in (SERVER, *self._names):
+        for name in (SERVER, *self._names) if server else self._names:
             self._spawn(name)
 
     def step(self, reader: Reader | None = None) -> bool:

@@ -1,0 +1,104 @@
+"""What several commands do in the same way: files and folders of a run, its introduction, signals; prints nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from radio.errors import RunError
+
+if TYPE_CHECKING:
+    from testbed.config import Pair
+    from testbed.run import RunFolder
+
+__all__ = ["interruptible", "introduce", "keys_of", "prepare", "serve", "short"]
+
+
+def prepare(
+    target: Path | None, lab: Path | None, settings: Sequence[str], resume: str | None, runs: Path
+) -> tuple[Pair, RunFolder]:
+    """Read the files of a run and make its folder, or find the run to go on with.
+
+    Raises:
+        TestbedError: a file, the folder, or the newest checkpoint of the run is not as it must be.
+    """
+    from testbed.config import load
+    from testbed.run import RunFolder, find_run
+
+    if resume is None:
+        pair = load(target, lab, settings)
+        return pair, RunFolder.create(runs, pair)
+    if target is not None or lab is not None:
+        raise RunError("--resume takes its files from the run folder", "leave experiment and --lab away, or use --set")
+    folder = find_run(resume, runs)
+    pair = load(folder.path, None, settings)
+    folder.load(pair.fingerprint())  # a damaged checkpoint is reported here, before anything is started
+    return pair, folder
+
+
+def keys_of(pair: Pair, folder: RunFolder) -> Path:
+    """Give the folder of the lab's keys; a lab without any gets new ones in the folder of the run."""
+    from testbed.keys import READER, SERVER, make_keys
+
+    if pair.lab.keys:
+        return Path(pair.lab.keys)
+    make_keys(folder.keys, [SERVER, READER, *(entry.name for entry in pair.lab.nodes)])
+    return folder.keys
+
+
+def introduce(console: Any, pair: Pair, folder: RunFolder, resumed: bool) -> None:
+    """Say in one line what runs where."""
+    from testbed.config import BUILT_IN
+
+    def source(text: str, what: str) -> str:
+        return f"the built-in {what}" if text == BUILT_IN else text
+
+    doing = "resuming" if resumed else "running"
+    lab, experiment = source(pair.lab_source, "lab"), source(pair.experiment_source, "experiment")
+    where = "on a simulated air" if pair.lab.ether is not None else "on real radios: waiting for the nodes"
+    text = f"{doing} {experiment} in {lab}: {len(pair.lab.nodes)} nodes {where}; writing to {short(folder.path)}"
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def short(path: Path) -> str:
+    """Give a path as seen from here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def serve(daemon: Coroutine[Any, Any, None]) -> None:
+    """Run a daemon until it ends or is told to: SIGTERM and SIGINT cancel it, so that it mutes, saves and closes."""
+
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        await daemon
+
+    with interruptible():
+        try:
+            asyncio.run(main())
+        except asyncio.CancelledError:
+            raise SystemExit(128 + signal.SIGTERM) from None
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Make Ctrl-C and SIGTERM leave through every ``finally``, with the exit code that shells expect."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
