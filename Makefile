@@ -6,8 +6,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test test-uhd system env env-dev env-uhd lint types laws docs wheel clean
 
-# What Debian and Ubuntu carry and no wheel brings: libiio for the Pluto, UHD for USRPs, and what the tests need of both.
-PARTS := libiio0 iiod libiio-utils python3-uhd python3-gevent python3-msgpack python3-six
+# What Debian and Ubuntu carry and no wheel brings: libiio for the Pluto, UHD for USRPs, what the tests need of both, and a
+# browser for the tests of reports.
+PARTS := libiio0 iiod libiio-utils python3-uhd python3-gevent python3-msgpack python3-six chromium chromium-driver
 UHD_PYTHON := $(shell command -v /usr/bin/python3)
 
 demo: env

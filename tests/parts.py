@@ -36,6 +36,11 @@ uhd = _needs(
     _importable("uhd") and np.__version__.split(".")[0] == "1",
     "apt install python3-uhd, in an environment that sees it and has numpy<2",
 )
+#: a browser and what steers it
+browser = _needs(
+    all(shutil.which(name) for name in ("chromium", "chromedriver")) and _importable("selenium"),
+    "apt install chromium chromium-driver and pip install '.[dev]'",
+)
 
 
 def _refuse_skip(report: pytest.CollectReport | pytest.TestReport) -> None:

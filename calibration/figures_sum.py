@@ -1,0 +1,161 @@
+"""Figures of the sum: its error over the number of nodes, pilots of each node, the burst itself; judges nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.mlab import specgram
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from calibration.figures import MUTED, SERVER, Picture, Scene, legend, panels, per_radio, picture, single, steps
+from calibration.result import Result
+from radio.capture import Part, Recording
+
+__all__ = ["constellation", "error", "q_meter", "waterfall"]
+
+#: Colours of the parts of a frame over the waterfall; a label is looked up by its first word.
+PART_COLOURS = {"beacon": "#0072b2", "data": "#8a8a8a", "canary": "#d55e00", "sounding": "#009e73", "noise": "#8a8a8a"}
+BINS = 128  # of the waterfall
+PILOT_COLOUR = "#cc79a7"
+
+
+def error(results: Sequence[Result], scene: Scene) -> Picture | None:
+    """Draw the error of the sum for every number of nodes, as measured, as predicted, and the bound."""
+    drawn = steps(results, "sum_nodes", "sum_nmse_db")
+    if not drawn:
+        return None
+    figure, axes = single()
+    told = []
+    for result in drawn:
+        curves = result.curves
+        count = curves["sum_nodes"].astype(int)
+        order = np.argsort(count, kind="stable")
+        mode = f" ({result.values['mode']})" if "mode" in result.values else ""
+        axes.plot(count, curves["sum_nmse_db"], "o", color="#0072b2", ms=5, alpha=0.7, label=f"measured{mode}")
+        if "sum_predicted_db" in curves:
+            axes.plot(count[order], curves["sum_predicted_db"][order], "--", color="#d55e00", label=f"predicted{mode}")
+        if "sum_bound_db" in curves:
+            axes.plot(count[order], curves["sum_bound_db"][order], ":", color=SERVER, label=f"noise alone{mode}")
+        most = count == count.max()
+        part = f"With {count.max()} nodes{mode}: measured {np.mean(curves['sum_nmse_db'][most]):.1f} dB"
+        if "sum_predicted_db" in curves:
+            part += f", predicted {np.mean(curves['sum_predicted_db'][most]):.1f} dB"
+        if "sum_bound_db" in curves:
+            part += f", noise alone {np.mean(curves['sum_bound_db'][most]):.1f} dB"
+        told.append(part)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="nodes in the sum", ylabel="NMSE of the sum (dB)")
+    legend(figure, axes)
+    caption = "Error of the sum of known values over the number of nodes. " + ". ".join(told) + "."
+    return picture("sum-nmse", figure, caption, "Error of the sum against the number of nodes")
+
+
+def constellation(results: Sequence[Result], scene: Scene) -> Picture | None:
+    """Draw the verification pilots of each node over what was sent: a perfect link puts them all on the cross."""
+    drawn = steps(results, "iq_pilots", "iq_node")
+    if not drawn:
+        return None
+    points = np.concatenate([r.curves["iq_pilots"].ravel() for r in drawn])
+    owner = np.concatenate([r.curves["iq_node"].ravel() for r in drawn]).astype(int)
+    each = [
+        Result("sum", scene.names[n] if n < len(scene.names) else f"node {n + 1}", curves={"iq": points[owner == n]})
+        for n in np.unique(owner)
+    ]
+    reach = 1.1 * max(1.0, float(np.quantile(np.abs(np.concatenate([points.real, points.imag])), 0.999)))
+
+    def draw(axes: Axes, result: Result) -> None:
+        value = result.curves["iq"][:400]
+        axes.plot(value.real, value.imag, ".", color=scene.colour(result.radio), ms=3, alpha=0.5)
+        axes.plot([1], [0], "+", color=SERVER, ms=9, mew=1.4)
+        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        axes.axhline(0, color=MUTED, lw=0.6)
+        axes.axvline(0, color=MUTED, lw=0.6)
+
+    figure = per_radio(each, scene, draw, "in phase", "quadrature")
+    spread = {r.radio: float(np.sqrt(np.mean(np.abs(r.curves["iq"] - 1) ** 2))) for r in each}
+    worst = max(spread, key=spread.__getitem__)
+    caption = (
+        "Verification pilots of each node, what was sent divided out; the cross is where a perfect link puts them. "
+        f"Largest rms distance from it: {spread[worst]:.3f} ({worst})."
+    )
+    return picture("sum-pilots", figure, caption, f"Constellations of the pilots of {len(each)} nodes")
+
+
+def q_meter(results: Sequence[Result], scene: Scene) -> Picture | None:
+    """Draw the phase error that shows on the unused quadrature of each burst (R-mode)."""
+    drawn = steps(results, "q_sigma_rad")
+    if not drawn:
+        return None
+    figure, axes = single(2.6)
+    value = np.concatenate([r.curves["q_sigma_rad"].ravel() for r in drawn])
+    nodes = np.concatenate([r.curves.get("sum_nodes", np.zeros(0)).ravel() for r in drawn])
+    if nodes.size == value.size:
+        axes.plot(nodes, value, "o", color="#0072b2", ms=5, alpha=0.7)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("nodes in the sum")
+    else:
+        axes.plot(np.arange(value.size), value, "o-", color="#0072b2", lw=0.8, ms=4)
+        axes.set_xlabel("burst")
+    axes.set_ylabel("phase error on Q (rad)")
+    axes.set_ylim(0, 1.15 * float(value.max()) or 1.0)
+    caption = (
+        "Q-meter: nothing is sent on the quadrature of an R-mode burst, so what arrives there beyond the noise is "
+        f"phase error. Median {np.median(value):.3f} rad, largest {value.max():.3f} rad."
+    )
+    return picture("sum-q", figure, caption, "Phase error from the unused quadrature, per burst")
+
+
+def waterfall(path: Path) -> Picture:
+    """Draw a recorded burst over time and frequency, with the parts of its frame above.
+
+    Args:
+        path: a SigMF recording, annotated by ``calibration.captures``.
+
+    Raises:
+        RadioError: it cannot be read.
+    """
+    recording = Recording(path)
+    rate_hz, start = recording.about.config.rate_hz, recording.start
+    capture = recording.read(start, min(recording.end - start, 200_000))
+    hop = max(BINS // 2, capture.samples.size // 900)
+    size, hz, seconds = map(
+        np.asarray, specgram(capture.samples, BINS, rate_hz, noverlap=max(0, BINS - hop), mode="magnitude")
+    )
+    power = 20 * np.log10(size + 1e-9)
+    low, high = np.quantile(power, (0.05, 0.999))
+    figure, (axes,) = panels(1, 1, 3.9, right_in=1.0)
+    marks = axes.inset_axes((0, 1.01, 1, 0.14), sharex=axes)
+    extent = (0.0, 2e3 * float(seconds.mean()), float(hz[0]) / 1e3, float(hz[-1]) / 1e3)
+    shown = axes.imshow(
+        power, aspect="auto", origin="lower", extent=extent, vmin=low, vmax=high, cmap="cividis", rasterized=True
+    )
+    axes.grid(visible=False)
+    length_ms = capture.samples.size / rate_hz * 1e3
+    axes.set(xlabel="time (ms)", ylabel="offset from the carrier (kHz)", xlim=(0, length_ms))
+    figure.colorbar(shown, cax=axes.inset_axes((1.01, 0, 0.02, 1)), label="dBFS")
+    parts = [p for p in recording.about.parts if "node" not in p.facts and p.start < start + capture.samples.size]
+    _overlay(marks, axes, parts, start, rate_hz)
+    names = list(dict.fromkeys(part.label.split()[0] for part in parts))
+    caption = (
+        f"Waterfall of a recorded burst, {length_ms:.1f} ms from receive index {start}, "
+        f"with the parts of its frame: {', '.join(names) or 'not annotated'}."
+    )
+    return picture("sum-waterfall", figure, caption, "Power of a recorded burst over time and frequency")
+
+
+def _overlay(marks: Axes, below: Axes, parts: Sequence[Part], start: int, rate_hz: float) -> None:
+    """Draw the parts of a frame as labelled blocks, and their borders over the waterfall."""
+    marks.set_axis_off()
+    marks.set_ylim(0, 1)
+    for part in parts:
+        begin, width = (part.start - start) / rate_hz * 1e3, part.count / rate_hz * 1e3
+        word = part.label.split()[0]
+        colour = PART_COLOURS.get(word, PILOT_COLOUR)
+        marks.add_patch(Rectangle((begin, 0.05), width, 0.4, facecolor=colour, edgecolor="white", lw=0.5))
+        marks.text(begin + width / 2, 0.55, part.label, ha="center", va="bottom", fontsize=7.5, color=colour)
+        for edge in (begin, begin + width):
+            below.axvline(edge, color="white", lw=0.5, alpha=0.5)
