@@ -280,14 +280,19 @@ class _Decode:
         gain_mean = server.uplink.gain_mean(self.names)
         for name, status in verdicts.items():
             if status in ("missing", "cfo"):
-                server.unlock(name)
+                server.unlock(status, name)
         if aggregate.verdict.rogue:
             server.warn("rogue", f"round {plan.number}: {'; '.join(aggregate.verdict.reasons)}")
         if not here:  # all missing at once: the server's own receive stream slipped
             server.link.remeasure()
         innovations = server.uplink.absorb(self.names, aggregate, plan.powers)
-        if plan.nmse_predicted_db is not None:
-            server.uplink.watch(aggregate.canary_nmse_db, plan.nmse_predicted_db)
+        server.uplink.confirm(here, self.first + self.payload.bursts * self.slots)
+        for name in here:
+            if name not in innovations:
+                server.warn("jump", f"node {name}: {server.uplink.peers[name].flagged}; it is sounded again")
+        canary_db, predicted_db = aggregate.canary_nmse_db, plan.nmse_predicted_db
+        if predicted_db is not None and server.uplink.watch(canary_db, predicted_db):
+            server.warn("aged", f"the canary stays above its prediction, now by {canary_db - predicted_db:.1f} dB")
         truth = self._truth(attempt, here)
         facts: dict[str, Any] = {
             "nmse_canary_db": aggregate.canary_nmse_db,

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from calibration import refuse_coherent
 from radio.base import Radio
-from radio.cycle import Cycle, layout, sounding_samples
 from radio.errors import LinkError, SamplesLost
 from radio.ofdm import PROFILES
 from radio.serverlink import ServerLink
@@ -23,20 +21,17 @@ from testbed.checkpoint import other_version
 from testbed.config import Experiment, Lab
 from testbed.guard import open_guarded
 from testbed.learner import Teacher
-from testbed.messages import Ack, Csi, Hello, Message, Nack, Report, Sent, Sound, Stop, Train, Welcome, as_times
+from testbed.messages import Ack, Hello, Message, Nack, Report, Stop, Train, Welcome
 from testbed.round import Decoded, RoundPlan, hopeless, run_burst, summary
 from testbed.run import Checkpoint, RunFolder, read_events
+from testbed.sounding import due, sound
 
 log = logging.getLogger(__name__)
 
-#: Slots of beacons for nodes that must first find the server, and soundings that measure link and phase error.
-ACQUIRE_SLOTS, SOUNDINGS = 100, 6
 #: What the time between beacon and burst grows by at most for one node that was late, and for all of them.
 LATE_S, LATEST_S = 5e-3, 30e-3
 #: Void rounds in a row after which going on makes no sense.
 VOIDS = 5
-#: A sounding below this SNR per element is no link.
-SOUNDING_FLOOR_DB = -5.0
 
 
 class Server:
@@ -63,7 +58,7 @@ class Server:
         self.uplink = Uplink(profile, experiment.waveform.mode, self.teacher.scheme.precoder, len(self.names))
         self.ready: set[str] = set()
         self.arrivals: list[str] = []
-        self.unlocked: set[str] = set()
+        self.unlocked: dict[str, str] = {}  # to be sought before the next round, each with the reason
         self.timed: dict[str, bool] = {}  # nodes whose indices count from the same pulse as the server's own
         self.lead_samples, self.extra_s = 0, 0.0
         self.round = self.first_round = self.voids = 0
@@ -168,7 +163,7 @@ class Server:
         self.ready |= set(details) - (set(unknown) if self.teacher.scheme.over_air else set())
         if self.teacher.scheme.over_air and unknown:
             await self._open()
-            await self._sound(sorted(unknown), search=True)
+            await sound(self, dict.fromkeys(sorted(unknown), "joined"), search=True)
         for name in sorted(self.ready & set(names)):
             self.folder.emit("node-changed", node=name, state="ready", round=self.round)
 
@@ -181,86 +176,18 @@ class Server:
             await asyncio.to_thread(self.teacher.warm)
         await asyncio.to_thread(self.link.open)
 
-    async def _sound(self, names: Sequence[str], search: bool) -> None:
-        """Measure the links of ``names``; those that fail leave the ready set with a warning."""
-        profile, uplink = self.link.profile, self.uplink
-        cycle = layout(
-            profile,
-            self.lead_samples,
-            self.experiment.waveform.beacons_per_cycle,
-            len(names) * sounding_samples(profile),
-        )
-        self.ready -= set(names)
-        if search:
-            first = self.link.next_slot()
-            await asyncio.to_thread(self.link.send_beacons, first, ACQUIRE_SLOTS)
-            heard = await self._soundings(names, cycle, 1, ACQUIRE_SLOTS * profile.slot_samples)
-            for name, links in heard.items():
-                if links[0].snr_db < SOUNDING_FLOOR_DB:
-                    self.warn("not-heard", f"node {name}: sounding at {links[0].snr_db:.1f} dB")
-                    self.unlock(name)
-                    continue
-                advance = uplink.first_sounding(name, links[0])
-                await self.send(
-                    name,
-                    Csi(timing_advance_samples=advance, drive=uplink.full_drive, final=False),
-                    {"gain": links[0].gain},
-                )
-            names = [name for name in heard if name in uplink.peers]
-        heard = await self._soundings(names, cycle, SOUNDINGS, 0) if names else {}
-        if not heard:
-            return  # each has its warning, and is sounded again before the next round
-        refused = uplink.admit(heard)
-        for name, reason in sorted(refused.items()):
-            self.warn("refused", f"node {name}: {reason}")
-        for name in sorted(set(heard) - set(refused)):
-            peer = uplink.peers[name]
-            order = Csi(timing_advance_samples=peer.advance_samples, drive=uplink.drive(name))
-            if await self.send(name, order, {"gain": peer.gain}):
-                self.ready.add(name)
-        facts = {name: self.uplink.facts(name) for name in sorted(self.ready & set(names))}
-        self.folder.emit("calibrated", round=self.round, links=facts, searched=search)
-
-    async def _soundings(self, names: Sequence[str], cycle: Cycle, cycles: int, search: int) -> dict[str, list[Any]]:
-        """Order soundings of all ``names`` in shared windows and receive them."""
-        first = await asyncio.to_thread(self.link.schedule, cycle, cycles)
-        for place, name in enumerate(names):
-            where: dict[str, Any] = {"first_slot": first, "cycles": cycles, "cycle": as_times(cycle), "place": place}
-            await self.send(name, Sound(**where, drive=self.uplink.full_drive, search_samples=search))
-        sent = await self.gather(names, "sent", self.experiment.run.join_timeout_s)
-        for place, name in enumerate(names):
-            told = sent[name].message if self.timed.get(name) and name in sent else None
-            if isinstance(told, Sent) and (trouble := self.link.off_time(first, cycle, place, told.starts[0])):
-                self.warn("pps", f"node {name}: {trouble}")
-                del sent[name]
-        try:
-            windows = [
-                await asyncio.to_thread(self.link.sound, first + n * cycle.slots, cycle, len(names))
-                for n in range(cycles)
-            ]
-        except SamplesLost as error:
-            await self.slipped(error)
-            return {}
-        except LinkError as error:  # a receiver that gives zeros: nothing is above its converter's smallest step
-            self.warn("not-heard", str(error))
-            self.unlock(*names)
-            return {}
-        return {name: [row[place] for row in windows] for place, name in enumerate(names) if name in sent}
-
     async def _round(self, number: int) -> None:
         self.round = number
         self._drain()
         for name in set(self.uplink.peers) - self.ready:
             del self.uplink.peers[name]
         await self._admit()
-        unlocked, self.unlocked = sorted(self.unlocked & set(self.bus.present)), set()
+        unlocked, self.unlocked = {name: why for name, why in self.unlocked.items() if name in self.bus.present}, {}
         if unlocked:
-            await self._sound(unlocked, search=True)
-        here = {name: peer for name, peer in self.uplink.peers.items() if name in self.ready}
-        flagged = sorted(name for name, p in here.items() if p.flagged or refuse_coherent(p.phase_variance**0.5))
-        if flagged:
-            await self._sound(flagged, search=False)
+            await sound(self, unlocked, search=True)
         chosen = [self.names[index] for index in self.teacher.choose(number)]
+        if reasons := await due(self, chosen):
+            await sound(self, reasons, search=False)
         active = [name for name in chosen if name in self.ready]
         self.folder.emit("round-started", round=number, clients=active)
         losses = [{"node": name, "reason": "not ready"} for name in chosen if name not in self.ready]
@@ -374,15 +301,15 @@ class Server:
             if item.name not in self.arrivals:
                 self.arrivals.append(item.name)
 
-    def unlock(self, *names: str) -> None:
+    def unlock(self, reason: str, *names: str) -> None:
         """A node that lost its beacons, or could not do as told, is sought and sounded before its next round."""
         self.ready -= set(names)
-        self.unlocked |= set(names)
+        self.unlocked |= dict.fromkeys(names, reason)
 
     async def slipped(self, error: SamplesLost) -> None:
         """After a slip of this radio's own streams no beacon and no window is where it is expected."""
         self.warn("slipped", str(error))
-        self.unlock(*self.names)
+        self.unlock("slipped", *self.names)
         await asyncio.to_thread(self.link.remeasure)
 
     async def gather(self, names: Iterable[str], kind: str, timeout_s: float) -> dict[str, Envelope]:
@@ -414,7 +341,7 @@ class Server:
                 self.extra_s += more_s
                 self.lead_samples += round(more_s * self.link.profile.rate_hz)
             if not refusal.late_samples or refusal.of != "plan":
-                self.unlock(name)
+                self.unlock(refusal.reason, name)
         for name in sorted(waiting):
             self.warn("timeout", f"node {name}: no {kind} within {timeout_s:.0f} s")
         return {name: answers[name] for name in self.names if name in answers}

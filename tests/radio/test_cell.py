@@ -147,6 +147,34 @@ def test_half_a_radian_on_one_node_of_a_clean_air_is_caught():
     assert rows[0, 1] > np.median(before[:, 1]) + 1.0
 
 
+def test_a_jump_is_not_followed_but_asks_for_a_sounding_and_a_gate_that_keeps_closing_widens():
+    cell = build("ideal", 20.0, nodes=4)
+    play(cell, 2)
+    before = cell.links["node-3"].csi
+
+    def tamper(name, grid):
+        return grid * np.complex64(np.exp(0.3j)) if name == "node-3" else grid
+
+    _, outcome = play(cell, 1, first=10, tamper=tamper)
+    assert outcome.aggregate.verdict.nodes[2] == "ok"  # within the limits of R mode, but not what a clean air does
+    assert "jump of 0.2" in cell.uplink.due(0)["node-3"] and set(cell.uplink.due(0)) == {"node-3"}
+    assert cell.links["node-3"].csi.gain == pytest.approx(before.gain)
+    for number in range(11, 40):
+        play(cell, 1, first=number, tamper=tamper)
+        if not cell.uplink.peers["node-3"].flagged:
+            break
+    assert 12 <= number <= 16 and cell.links["node-3"].csi.gain != pytest.approx(before.gain)
+
+
+def test_a_link_that_nothing_confirms_is_due_after_its_time():
+    cell = build("ideal", 20.0, nodes=2)
+    slots = round(30.0 * PLUTO.rate_hz / PLUTO.slot_samples)
+    cell.uplink.confirm(["node-1", "stranger"], 500)
+    assert set(cell.uplink.due(slots + 1)) == {"node-2"} and cell.uplink.due(slots) == {}
+    assert cell.uplink.due(slots + 502)["node-1"] == "not confirmed for 30 s"
+    assert set(cell.uplink.due(600, holds_s=0.5)) == {"node-1", "node-2"}
+
+
 def test_a_crystal_too_poor_is_refused_with_its_number():
     cell = build("pluto-stock", 20.0, nodes=2, adev=1e-8)
     sigma = math.sqrt(max(peer.phase_variance for peer in cell.uplink.peers.values()))
