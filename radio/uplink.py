@@ -111,7 +111,7 @@ class Aggregate:
 
 @dataclass
 class Uplink:
-    """All uplinks of a server."""
+    """All uplinks of a server. ``priors`` are known phase variances (rad^2) and relative amplitude errors by node."""
 
     profile: Profile
     mode: str
@@ -120,6 +120,7 @@ class Uplink:
     backoff_db: float = 9.0
     limits: Limits = field(default_factory=Limits)
     peers: dict[str, Peer] = field(default_factory=dict)
+    priors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     noise: float = 0.0
     excess: float = 1.0
     rho: float | None = None
@@ -206,7 +207,7 @@ class Uplink:
             power = float(np.mean(np.abs(gain) ** 2))
             if peer.phase_variance:
                 power = (1 - POWER_GAIN) * peer.power + POWER_GAIN * power
-            error = max(merged.sigma_gain, peer.sigma_eps)
+            error = max(merged.sigma_gain, peer.sigma_eps, self.priors.get(name, (0.0, 0.0))[1])
             self.peers[name] = replace(peer, gain=gain, power=power, sigma_eps=error, flagged="")
             noises.append(merged.noise)
         self.noise = float(np.mean(noises))  # one node's few null bins alone would be 0.3 dB off
@@ -226,7 +227,8 @@ class Uplink:
                     f"{-20 * math.log10(WEAKEST):.0f} dB: move it closer or add gain"
                 )
             elif not self.peers[name].phase_variance:
-                self.peers[name] = replace(self.peers[name], phase_variance=pooled)
+                known = self.priors.get(name, (0.0, 0.0))[0]  # six soundings tell less than a calibration
+                self.peers[name] = replace(self.peers[name], phase_variance=max(pooled, known))
         return refused
 
     def decode(

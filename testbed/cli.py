@@ -53,6 +53,14 @@ Resume = Annotated[
     typer.Option("--resume", metavar="RUN", help="Go on with a run: its folder, its number, or latest."),
 ]
 
+Calibration = Annotated[
+    str | None,
+    typer.Option("--calibration", metavar="WHICH", help="Use a calibration: its folder, its number, or latest."),
+]
+AcceptStale = Annotated[
+    bool, typer.Option("--accept-stale", help="Use records of the calibration that are too old; a warning says so.")
+]
+
 
 @app.callback()
 def options(
@@ -107,6 +115,8 @@ def run(
     settings: Settings = None,
     resume: Resume = None,
     runs: Runs = Path("runs"),
+    calibration: Calibration = None,
+    accept_stale: AcceptStale = False,
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment.
@@ -119,7 +129,7 @@ def run(
     from testbed.launch import launch
     from testbed.terminal import JsonReader, Terminal
 
-    pair, folder = prepare(target, lab, settings or [], resume, runs)
+    pair, folder = prepare(target, lab, settings or [], resume, runs, calibration, accept_stale)
     console = Console(stderr=as_json)
     if not as_json:
         introduce(console, pair, folder, resume is not None)
@@ -135,6 +145,8 @@ def server(
     settings: Settings = None,
     resume: Resume = None,
     runs: Runs = Path("runs"),
+    calibration: Calibration = None,
+    accept_stale: AcceptStale = False,
     folder: Annotated[Path | None, typer.Option(help="Existing run folder to fill.", hidden=True)] = None,
 ) -> None:
     """Run the server of an experiment in this process: it admits nodes, gives orders, receives sums, learns."""
@@ -146,7 +158,7 @@ def server(
         place = RunFolder.open(folder)
         pair = load(folder, None, settings or [])
     else:
-        pair, place = prepare(target, lab, settings or [], resume, runs)
+        pair, place = prepare(target, lab, settings or [], resume, runs, calibration, accept_stale)
     keys = keys_of(pair, place)
     from testbed.server import serve_server
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from radio.errors import RunError
 
 if TYPE_CHECKING:
+    from testbed.calibrated import Calibrated
     from testbed.config import Pair
     from testbed.run import RunFolder
 
@@ -21,9 +22,24 @@ __all__ = ["interruptible", "introduce", "keys_of", "prepare", "serve", "short"]
 
 
 def prepare(
-    target: Path | None, lab: Path | None, settings: Sequence[str], resume: str | None, runs: Path
+    target: Path | None,
+    lab: Path | None,
+    settings: Sequence[str],
+    resume: str | None,
+    runs: Path,
+    calibration: str | None = None,
+    accept_stale: bool = False,
 ) -> tuple[Pair, RunFolder]:
     """Read the files of a run and make its folder, or find the run to go on with.
+
+    Args:
+        target: ``experiment.toml``, or the folder of a run to repeat, with the calibration that it used.
+        lab: ``lab.toml``.
+        settings: ``--set`` items.
+        resume: the run to go on with.
+        runs: where run folders are.
+        calibration: folder, number, or latest; it is copied into the folder of the run.
+        accept_stale: use records of it that are too old.
 
     Raises:
         TestbedError: a file, the folder, or the newest checkpoint of the run is not as it must be.
@@ -33,13 +49,38 @@ def prepare(
 
     if resume is None:
         pair = load(target, lab, settings)
-        return pair, RunFolder.create(runs, pair)
+        used = _calibrated(calibration, target, accept_stale)
+        folder = RunFolder.create(runs, pair)
+        if used is not None:
+            used.keep(folder.path)
+        return pair, folder
     if target is not None or lab is not None:
         raise RunError("--resume takes its files from the run folder", "leave experiment and --lab away, or use --set")
     folder = find_run(resume, runs)
     pair = load(folder.path, None, settings)
     folder.load(pair.fingerprint())  # a damaged checkpoint is reported here, before anything is started
+    if calibration is not None:
+        raise RunError("--resume goes on with the calibration of the run", "leave --calibration away")
+    if (used := _calibrated(None, folder.path, accept_stale)) is not None:
+        used.keep(folder.path)
     return pair, folder
+
+
+def _calibrated(wanted: str | None, run: Path | None, accept_stale: bool) -> Calibrated | None:
+    """Find the calibration that is asked for, else the one that an earlier run used, and see that it may be used."""
+    from calibration.record import CalibrationFolder
+    from testbed.calibrated import Calibrated
+
+    if wanted is not None:
+        folder = CalibrationFolder.find(wanted, Path("calibrations"))
+        used: Calibrated | None = Calibrated(folder, short(folder.path), accept_stale)
+    else:
+        used = Calibrated.of(run) if run is not None else None
+        if used is not None:
+            used.accept_stale = accept_stale
+    if used is not None:
+        used.ready()
+    return used
 
 
 def keys_of(pair: Pair, folder: RunFolder) -> Path:

@@ -93,6 +93,7 @@ class Welcome(Header):
     run_identity: str  # memories of another run are not used
     resume_round: int | None = None  # load the memory as it was after this round; None: start with none
     restored: bool = False  # the air kept running: take up the saved link instead of being sounded anew
+    adev: float | None = Field(default=None, gt=0)  # Allan deviation that calibration measured; None: waveform.adev
 
 
 class CycleTimes(BaseModel):

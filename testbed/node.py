@@ -233,7 +233,7 @@ class Node:
             self.radio,
             profile,
             self.entry.rx_gain_db,
-            self.experiment.waveform.adev,
+            order.adev or self.experiment.waveform.adev,
             seed=self.experiment.run.seed + 1 + order.client,
             tx_attenuation_db=self.entry.tx_attenuation_db,
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from calibration import RadioKey
 from radio.base import Radio
 from radio.errors import LinkError, SamplesLost
 from radio.ofdm import PROFILES
@@ -17,6 +18,7 @@ from radio.serverlink import ServerLink
 from radio.uplink import Uplink
 from radio.warm import warm_receiver
 from testbed.bus import Envelope, Lost, ServerBus
+from testbed.calibrated import Calibrated, node_key
 from testbed.checkpoint import other_version
 from testbed.config import Experiment, Lab
 from testbed.guard import open_guarded
@@ -56,10 +58,13 @@ class Server:
         mine = lab.server
         self.link = ServerLink(self.radio, profile, mine.rx_gain_db, experiment.run.seed, mine.tx_attenuation_db)
         self.uplink = Uplink(profile, experiment.waveform.mode, self.teacher.scheme.precoder, len(self.names))
+        self.calibrated = Calibrated.of(folder.path)
+        if self.calibrated is not None:
+            self.uplink.priors = {name: self.calibrated.prior(name) for name in self.names}
+        self.hellos: dict[str, Hello] = {}
         self.ready: set[str] = set()
         self.arrivals: list[str] = []
         self.unlocked: dict[str, str] = {}  # to be sought before the next round, each with the reason
-        self.timed: dict[str, bool] = {}  # nodes whose indices count from the same pulse as the server's own
         self.lead_samples, self.extra_s = 0, 0.0
         self.round = self.first_round = self.voids = 0
         self.history: list[dict[str, Any]] = []
@@ -83,9 +88,11 @@ class Server:
             scheme=self.teacher.scheme.name,
             profile=self.link.profile.name,
             mode=self.experiment.waveform.mode,
+            calibration=None if self.calibrated is None else self.calibrated.source,
         )
         outcome, reason = "failed", ""
         try:
+            self._permit()
             await self._join(restored)
             for number in range(self.first_round, self.experiment.run.rounds):
                 await self._round(number)
@@ -98,6 +105,26 @@ class Server:
             raise
         finally:
             await self._finish(outcome, reason)
+
+    def _permit(self) -> None:
+        """Make sure that the calibration, if there is one, permits this run with this radio."""
+        if self.calibrated is None:
+            return
+        scheme, mode = self.teacher.scheme, self.experiment.waveform.mode
+        precoder = scheme.precoder if scheme.over_air else "none"
+        for text in self.calibrated.permit(self.names, mode, precoder, self.link.profile):
+            self.warn("burst", text)
+        key = RadioKey.of(self.radio.capabilities, self.link.settings(), self.lab.server.antenna)
+        for text in self.calibrated.check("server", key):
+            self.warn("stale", text)
+
+    def _known(self, name: str) -> float | None:
+        """Give the Allan deviation of a node that says Hello, if its calibration holds for the radio that it has."""
+        if self.calibrated is None:
+            return None
+        for text in self.calibrated.check(name, node_key(self.hellos[name], self.lab.node(name), self.link.profile)):
+            self.warn("stale", text)
+        return self.calibrated.adev(name)
 
     def _restore(self) -> bool:
         """Take up the newest checkpoint; returns whether the air kept running, too."""
@@ -153,6 +180,7 @@ class Server:
                     run_identity=self.folder.identity,
                     resume_round=resume_round if self.round == self.first_round else None,
                     restored=restored,
+                    adev=self._known(name),
                 ),
             )
         welcomed = await self.gather(names, "ack", self.experiment.run.join_timeout_s)
@@ -296,10 +324,14 @@ class Server:
             self.folder.emit("node-changed", node=item.name, state="lost", round=self.round)
         elif isinstance(item, Envelope) and isinstance(item.message, Hello):
             self.ready.discard(item.name)
-            able = item.message
-            self.timed[item.name] = able.one_timeline and able.shared_reference
+            self.hellos[item.name] = item.message
             if item.name not in self.arrivals:
                 self.arrivals.append(item.name)
+
+    def timed(self, name: str) -> bool:
+        """Tell if a node's indices count from the same pulse as the server's own."""
+        hello = self.hellos.get(name)
+        return hello is not None and hello.one_timeline and hello.shared_reference
 
     def unlock(self, reason: str, *names: str) -> None:
         """A node that lost its beacons, or could not do as told, is sought and sounded before its next round."""

@@ -101,7 +101,7 @@ async def _windows(
         await server.send(name, Sound(**where, drive=server.uplink.full_drive, search_samples=search))
     sent = await server.gather(names, "sent", server.experiment.run.join_timeout_s)
     for place, name in enumerate(names):
-        told = sent[name].message if server.timed.get(name) and name in sent else None
+        told = sent[name].message if server.timed(name) and name in sent else None
         if isinstance(told, Sent) and (trouble := server.link.off_time(first, cycle, place, told.starts[0])):
             server.warn("pps", f"node {name}: {trouble}")
             del sent[name]
