@@ -34,7 +34,7 @@ class Estimate:
 
     def holds(self, truth: float) -> bool:
         """Tell if the interval contains a value."""
-        return self.low <= truth <= self.high
+        return bool(self.low <= truth <= self.high)
 
 
 Value = Estimate | float | int | str | bool

@@ -1,0 +1,167 @@
+"""How fast a crystal runs, at an instant and over a warm-up, with intervals that know flicker noise; knows no radio.
+
+Frequencies of one crystal are not independent: flicker noise ties those of one minute together and lets them wander
+apart over ten. Everything here is generalised least squares under that covariance, so an interval says what the crystal
+does to an estimate, and not only what the receiver's noise does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+from scipy.optimize import minimize_scalar
+from scipy.stats import chi2, t
+
+from calibration.allan import flicker_fm
+from calibration.oscillator import Stability, TimeError
+from calibration.result import Estimate
+from radio.errors import CalibrationError
+
+_SPAN = 50  # slots on either side of an instant that tell its frequency
+_SIGNIFICANT = float(chi2.ppf(0.999, 2))  # what amplitude and time constant of a warm-up must explain
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What a crystal's frequency does over minutes: ``ppm + drift*t + warm_ppm*exp(-t/warm_s)``.
+
+    Attributes:
+        drift_ppb_per_s: linear drift.
+        warm_ppm: amplitude of the warm-up at the first instant; None where none is significant.
+        warm_s: its time constant; None with it.
+        ppm: the frequency without the warm-up, at the first instant.
+        misfit: root of chi-square per degree of freedom; where it exceeds 1 the intervals are widened by it.
+    """
+
+    drift_ppb_per_s: Estimate
+    warm_ppm: Estimate | None
+    warm_s: Estimate | None
+    ppm: Estimate
+    misfit: float
+
+
+def ppm_at(error: TimeError, noise: Stability, slot: int | None = None) -> Estimate:
+    """Estimate a node's frequency against the server's at one instant, averaged over one slot around it.
+
+    The best linear unbiased combination of the time errors within half a second (universal kriging with a straight and
+    a curved trend; G. Matheron, Advances in Applied Probability 5, 1973).
+
+    Args:
+        error: time error.
+        noise: the pair's noise.
+        slot: the instant is that of its beacon; default the middle of the series.
+
+    Returns:
+        parts per million, positive when the node is fast.
+
+    Raises:
+        CalibrationError: fewer than eight beacons around the instant.
+    """
+    at = error.x_s.size // 2 if slot is None else slot - error.first_slot
+    low = int(np.clip(np.floor(at) - _SPAN, 0, max(error.x_s.size - 2 * _SPAN, 0)))
+    x = error.x_s[low : low + 2 * _SPAN] / error.step_s
+    place = np.flatnonzero(~np.isnan(x)).astype(np.float64)
+    if place.size < 8:
+        raise CalibrationError(f"{place.size} beacons around slot {slot} tell no frequency", "listen to more beacons")
+    x = x[place.astype(int)]
+    at -= low
+    floor = max(noise.adev.value, 1e-14) ** 2
+    white = max(noise.white_rad.value / error.rad, 1e-3 * np.sqrt(floor)) ** 2
+    shift = (place - at) / _SPAN
+    trend = np.vander(shift, 3, increasing=True)
+    ends = np.array([at + 0.5, at - 0.5])
+    reach = floor * (flicker_fm(place - ends[0]) - flicker_fm(place - ends[1]))
+    goal = np.array([0.0, 1.0 / _SPAN, 0.0])
+    system = np.zeros((place.size + 3, place.size + 3))
+    system[:-3, :-3] = floor * flicker_fm(place[:, None] - place[None, :]) + white * np.eye(place.size)
+    system[:-3, -3:], system[-3:, :-3] = trend * floor, trend.T * floor  # scaled alike, for the solver
+    solved = np.linalg.solve(system, np.concatenate([reach, goal * floor]))
+    # The target's own generalised variance is -2 s(1), which is zero for flicker.
+    variance = -float(solved[:-3] @ reach + floor * solved[-3:] @ goal)
+    return Estimate.normal(float(solved[:-3] @ x) * 1e6, float(np.sqrt(max(variance, 0.0))) * 1e6, "ppm")
+
+
+def warm_up(
+    time_s: Float64[np.ndarray, " instant"],
+    ppm: Float64[np.ndarray, " instant"],
+    sigma_ppm: Float64[np.ndarray, " instant"],
+    adev: float,
+    width_s: float = 0.01,
+) -> WarmUp:
+    """Fit drift, and a warm-up where it shows, to frequencies measured now and then.
+
+    Args:
+        time_s: instants, ascending, at least five.
+        ppm: frequencies, each an average over ``width_s``.
+        sigma_ppm: their measurement noise, independent.
+        adev: flicker floor of the pair.
+        width_s: what one frequency is averaged over.
+
+    Raises:
+        CalibrationError: fewer than five instants.
+    """
+    if len(time_s) < 5:
+        raise CalibrationError(
+            f"{len(time_s)} frequencies tell no drift", "watch the frequency at five instants or more"
+        )
+    since = np.asarray(time_s, np.float64) - time_s[0]
+    span = float(since[-1])
+    # Mean frequencies are differences of time errors over their width.
+    lag = (since[:, None] - since[None, :]) / width_s
+    shared = 2 * flicker_fm(lag) - flicker_fm(lag + 1) - flicker_fm(lag - 1)
+    noise = (adev * 1e6) ** 2 * shared + np.diag(np.asarray(sigma_ppm, np.float64) ** 2 + 1e-16)
+    # The generalised covariance holds for contrasts; a large common variance makes it a covariance proper.
+    noise += (10 * float(np.abs(noise).max())) * np.ones_like(noise)
+    whiten = np.linalg.inv(np.linalg.cholesky(noise))
+
+    def fit(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        whitened = whiten @ np.column_stack([columns, ppm])
+        design, seen = whitened[:, :-1], whitened[:, -1]
+        inverse = np.linalg.pinv(design.T @ design)
+        parts = inverse @ (design.T @ seen)
+        return parts, inverse, float(np.sum((seen - design @ parts) ** 2))
+
+    straight = np.column_stack([np.ones_like(since), since])
+    parts, inverse, left = fit(straight)
+    degrees = since.size - 2
+    warm = None
+    if since.size >= 8:
+
+        def with_warm(log_s: float) -> float:
+            return fit(np.column_stack([straight, np.exp(-since / np.exp(log_s))]))[2]
+
+        grid = np.linspace(np.log(span / 50), np.log(2 * span), 40)
+        best = int(np.argmin([with_warm(each) for each in grid]))
+        found = minimize_scalar(
+            with_warm,
+            bounds=(grid[max(best - 1, 0)], grid[min(best + 1, 39)]),
+            method="bounded",
+            options={"xatol": 1e-6},
+        )
+        if left - float(found.fun) > _SIGNIFICANT * max(float(found.fun) / (since.size - 4), 1.0):
+            warm_s = float(np.exp(found.x))
+            decay = np.exp(-since / warm_s)
+            amplitude = float(fit(np.column_stack([straight, decay]))[0][2])
+            # Linearised in the time constant as well: its uncertainty enters the others'.
+            columns = np.column_stack([straight, decay, amplitude * decay * since / warm_s**2])
+            parts, inverse, left = fit(columns)
+            degrees = since.size - 4
+            warm = (amplitude, warm_s)
+    misfit = float(np.sqrt(left / degrees))
+    wide = max(misfit, 1.0) * float(t.ppf(0.975, degrees))
+    reach = wide * np.sqrt(np.diag(inverse))
+
+    def estimate(place: int, value: float, scale: float, unit: str) -> Estimate:
+        return Estimate(
+            scale * value, scale * (value - float(reach[place])), scale * (value + float(reach[place])), unit
+        )
+
+    return WarmUp(
+        drift_ppb_per_s=estimate(1, float(parts[1]), 1e3, "ppb_per_s"),
+        warm_ppm=None if warm is None else estimate(2, warm[0], 1.0, "ppm"),
+        warm_s=None if warm is None else estimate(3, warm[1], 1.0, "s"),
+        ppm=estimate(0, float(parts[0]), 1.0, "ppm"),
+        misfit=misfit,
+    )
