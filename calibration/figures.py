@@ -100,6 +100,7 @@ def panels(
     height_in: float,
     width_in: float = WIDTH_IN,
     right_in: float = 0.1,
+    top_in: float = 0.24,
     apart_in: tuple[float, float] = (0.75, 0.35),
     **shared: Any,
 ) -> tuple[Figure, list[Axes]]:
@@ -110,12 +111,12 @@ def panels(
     Args:
         rows, columns: of panels.
         height_in, width_in: of the figure.
-        right_in: room on the right.
+        right_in, top_in: room on the right and above.
         apart_in: room between columns and between rows.
         shared: for ``Figure.subplots``.
     """
     figure = Figure(figsize=(width_in, height_in))
-    left_in, bottom_in, top_in = 0.72, 0.48, 0.24
+    left_in, bottom_in = 0.72, 0.48
     wide = (width_in - left_in - right_in - (columns - 1) * apart_in[0]) / columns
     high = (height_in - bottom_in - top_in - (rows - 1) * apart_in[1]) / rows
     places = {

@@ -77,19 +77,19 @@ def adev(results: Sequence[Result], scene: Scene) -> Picture | None:
     if not drawn:
         return None
 
-    others = [np.column_stack([r.curves["adev_tau_s"], r.curves["adev"]]) for r in drawn]
+    others = [np.column_stack([r.curves["adev_tau_s"], 1e10 * r.curves["adev"]]) for r in drawn]
 
     def draw(axes: Axes, result: Result) -> None:
         _logarithmic(axes)
         axes.add_collection(LineCollection(others, colors=MUTED, linewidths=0.6, alpha=0.45), autolim=False)
         tau, curves = result.curves["adev_tau_s"], result.curves
         if "adev_low" in curves and "adev_high" in curves:
-            low = np.maximum(curves["adev_low"], 1e-14)  # an interval that reaches zero has no place on this axis
-            axes.fill_between(tau, low, curves["adev_high"], color=scene.colour(result.radio), alpha=0.25, lw=0)
-        axes.plot(tau, curves["adev"], color=scene.colour(result.radio))
+            low = np.maximum(1e10 * curves["adev_low"], 1e-4)  # zero has no place on this axis
+            axes.fill_between(tau, low, 1e10 * curves["adev_high"], color=scene.colour(result.radio), alpha=0.25, lw=0)
+        axes.plot(tau, 1e10 * curves["adev"], color=scene.colour(result.radio))
         axes.axvline(0.1, color=MUTED, ls=":", lw=0.9)
 
-    figure = per_radio(drawn, scene, draw, "averaging time (s)", "Allan deviation")
+    figure = per_radio(drawn, scene, draw, "averaging time (s)", "Allan deviation (10\u207b\u00b9\u2070)")
     caption = (
         "Overlapping Allan deviation of each node against the server, with its 95 % interval; the other nodes in grey. "
         f"At 0.1 s (dotted): {extremes(drawn, 'adev', '.2g', '') or 'not told'}."
@@ -101,6 +101,8 @@ def _logarithmic(axes: Axes) -> None:
     """Make both axes logarithmic, without small marks, unless a panel that shares them has done it."""
     if axes.get_xscale() == "linear":
         axes.set(xscale="log", yscale="log")
+        _plain(axes)
+        axes.xaxis.set_major_locator(LogLocator())
         axes.xaxis.set_minor_locator(NullLocator())
 
 
@@ -290,7 +292,7 @@ def horizon(results: Sequence[Result], scene: Scene) -> Picture | None:
     axes.axhline(COHERENT_LIMIT_RAD, color=MUTED, ls=":", label=f"limit {COHERENT_LIMIT_RAD} rad")
     used = [told(r.values["horizon_s"]) * 1e3 for r in drawn if "horizon_s" in r.values]
     if used:
-        axes.axvline(max(used), color=MUTED, ls="--", label="turnaround of this lab")
+        axes.axvline(max(used), color=MUTED, ls="--", label="this lab")
     axes.set(xlabel="time since the last beacon (ms)", ylabel="phase error (rad)")
     _plain(axes)
     legend(figure, axes)
@@ -301,7 +303,7 @@ def horizon(results: Sequence[Result], scene: Scene) -> Picture | None:
     if nulls:
         caption += (
             " Two nodes sent with opposite signs leave a null of "
-            f"{extremes(nulls, 'null_depth_db', '.1f', 'dB')}; a depth of D dB tells a phase error of 10^(-D/20) rad."
+            f"{extremes(nulls, 'null_depth_db', '.1f', 'dB')}; a depth of D dB tells an error of 10^(\u2212D/20) rad."
         )
     return picture("phase-sigma", figure, caption, f"Phase error against horizon of {len(drawn)} nodes")
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
 
-from calibration.cells import tidy
+from calibration.cells import number, tidy
 from calibration.figures import BAD, MUTED, Picture, Scene, extremes, legend, per_radio, picture, single, steps, told
 from calibration.result import Result
 
@@ -143,8 +142,8 @@ def restarts(results: Sequence[Result], scene: Scene) -> Picture | None:
         middle = (float(offsets.max()) + float(offsets.min())) / 2
         edges = np.linspace(middle - half, middle + half, min(21, int(2 * half)) + 1)
         axes.hist(offsets, edges.tolist(), color=scene.colour(result.radio))
-        axes.locator_params(axis="x", nbins=2)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", "\u202f")))
+        ends = sorted({offsets.min(), offsets.max()})
+        axes.set_xticks(ends, [number(end) for end in ends])
 
     figure = per_radio(drawn, scene, draw, "TX-RX offset (samples)", "restarts", alike=False)
     constant = [r.radio for r in drawn if r.values.get("constant")]

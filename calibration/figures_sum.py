@@ -11,7 +11,8 @@ from matplotlib.mlab import specgram
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from calibration.figures import MUTED, SERVER, Picture, Scene, legend, panels, per_radio, picture, single, steps
+from calibration.cells import tidy
+from calibration.figures import SERVER, Picture, Scene, legend, panels, per_radio, picture, single, steps
 from calibration.result import Result
 from radio.capture import Part, Recording
 
@@ -20,7 +21,7 @@ __all__ = ["constellation", "error", "q_meter", "waterfall"]
 #: Colours of the parts of a frame over the waterfall; a label is looked up by its first word.
 PART_COLOURS = {"beacon": "#0072b2", "data": "#8a8a8a", "canary": "#d55e00", "sounding": "#009e73", "noise": "#8a8a8a"}
 BINS = 128  # of the waterfall
-PILOT_COLOUR = "#cc79a7"
+PILOT_COLOUR = "#aa4f86"
 
 
 def error(results: Sequence[Result], scene: Scene) -> Picture | None:
@@ -41,17 +42,21 @@ def error(results: Sequence[Result], scene: Scene) -> Picture | None:
         if "sum_bound_db" in curves:
             axes.plot(count[order], curves["sum_bound_db"][order], ":", color=SERVER, label=f"noise alone{mode}")
         most = count == count.max()
-        part = f"With {count.max()} nodes{mode}: measured {np.mean(curves['sum_nmse_db'][most]):.1f} dB"
+        part = f"With {count.max()} nodes{mode}: measured {_mean(curves['sum_nmse_db'][most])} dB"
         if "sum_predicted_db" in curves:
-            part += f", predicted {np.mean(curves['sum_predicted_db'][most]):.1f} dB"
+            part += f", predicted {_mean(curves['sum_predicted_db'][most])} dB"
         if "sum_bound_db" in curves:
-            part += f", noise alone {np.mean(curves['sum_bound_db'][most]):.1f} dB"
+            part += f", noise alone {_mean(curves['sum_bound_db'][most])} dB"
         told.append(part)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="nodes in the sum", ylabel="NMSE of the sum (dB)")
     legend(figure, axes)
     caption = "Error of the sum of known values over the number of nodes. " + ". ".join(told) + "."
     return picture("sum-nmse", figure, caption, "Error of the sum against the number of nodes")
+
+
+def _mean(levels_db: np.ndarray) -> str:
+    return tidy(f"{np.mean(levels_db):.1f}")
 
 
 def constellation(results: Sequence[Result], scene: Scene) -> Picture | None:
@@ -65,15 +70,13 @@ def constellation(results: Sequence[Result], scene: Scene) -> Picture | None:
         Result("sum", scene.names[n] if n < len(scene.names) else f"node {n + 1}", curves={"iq": points[owner == n]})
         for n in np.unique(owner)
     ]
-    reach = 1.1 * max(1.0, float(np.quantile(np.abs(np.concatenate([points.real, points.imag])), 0.999)))
+    reach = max(0.1, 1.05 * float(np.abs(points - 1).max()))
 
     def draw(axes: Axes, result: Result) -> None:
         value = result.curves["iq"][:400]
         axes.plot(value.real, value.imag, ".", color=scene.colour(result.radio), ms=3, alpha=0.5)
-        axes.plot([1], [0], "+", color=SERVER, ms=9, mew=1.4)
-        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-        axes.axhline(0, color=MUTED, lw=0.6)
-        axes.axvline(0, color=MUTED, lw=0.6)
+        axes.plot([1], [0], "+", color=SERVER, ms=9, mew=1.2)
+        axes.set(xlim=(1 - reach, 1 + reach), ylim=(-reach, reach), aspect="equal")
 
     figure = per_radio(each, scene, draw, "in phase", "quadrature")
     spread = {r.radio: float(np.sqrt(np.mean(np.abs(r.curves["iq"] - 1) ** 2))) for r in each}
@@ -127,8 +130,8 @@ def waterfall(path: Path) -> Picture:
     )
     power = 20 * np.log10(size + 1e-9)
     low, high = np.quantile(power, (0.05, 0.999))
-    figure, (axes,) = panels(1, 1, 3.9, right_in=1.0)
-    marks = axes.inset_axes((0, 1.01, 1, 0.14), sharex=axes)
+    figure, (axes,) = panels(1, 1, 3.9, right_in=1.0, top_in=0.5)
+    marks = axes.inset_axes((0, 1.0, 1, 0.15), sharex=axes)
     extent = (0.0, 2e3 * float(seconds.mean()), float(hz[0]) / 1e3, float(hz[-1]) / 1e3)
     shown = axes.imshow(
         power, aspect="auto", origin="lower", extent=extent, vmin=low, vmax=high, cmap="cividis", rasterized=True
@@ -151,11 +154,17 @@ def _overlay(marks: Axes, below: Axes, parts: Sequence[Part], start: int, rate_h
     """Draw the parts of a frame as labelled blocks, and their borders over the waterfall."""
     marks.set_axis_off()
     marks.set_ylim(0, 1)
+    spans: list[tuple[str, float, float]] = []  # of neighbours that share a word
     for part in parts:
-        begin, width = (part.start - start) / rate_hz * 1e3, part.count / rate_hz * 1e3
+        begin, end = ((at - start) / rate_hz * 1e3 for at in (part.start, part.start + part.count))
         word = part.label.split()[0]
         colour = PART_COLOURS.get(word, PILOT_COLOUR)
-        marks.add_patch(Rectangle((begin, 0.05), width, 0.4, facecolor=colour, edgecolor="white", lw=0.5))
-        marks.text(begin + width / 2, 0.55, part.label, ha="center", va="bottom", fontsize=7.5, color=colour)
-        for edge in (begin, begin + width):
+        marks.add_patch(Rectangle((begin, 0.05), end - begin, 0.35, facecolor=colour, edgecolor="white", lw=0.5))
+        for edge in (begin, end):
             below.axvline(edge, color="white", lw=0.5, alpha=0.5)
+        joined = spans and spans[-1][0] == word and spans[-1][2] == begin
+        spans[-1:] = [(word, spans[-1][1], end)] if joined else [*spans[-1:], (word, begin, end)]
+    for word, begin, end in spans:
+        # The canary stands at the end of a burst, right behind a pilot whose name is as wide as itself.
+        place, side = (begin, "left") if word == "canary" else ((begin + end) / 2, "center")
+        marks.text(place, 0.5, f" {word}", ha=side, va="bottom", fontsize=8, color=PART_COLOURS.get(word, PILOT_COLOUR))

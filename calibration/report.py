@@ -76,7 +76,7 @@ a { color: var(--blue); }
 .finding { border: 1px solid var(--bad); border-radius: .3rem; padding: .6rem .9rem; margin: .6rem 0; }
 .finding h3 { color: var(--bad); }
 .scroll { overflow-x: auto; margin: .8rem 0; }
-table { border-collapse: collapse; font-size: .88rem; width: 100%; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: .2rem; }
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { white-space: normal; vertical-align: bottom; color: var(--soft); font-weight: 600; min-width: 4.5rem; }
