@@ -25,6 +25,7 @@ LEGEND_IN = 1.65
 STYLE: Any = {  # names and values of rcParams
     "font.size": 9,
     "axes.titlesize": 9,
+    "axes.titley": 1.02,  # else matplotlib looks for the place of each title
     "axes.labelsize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -119,7 +119,7 @@ def latency(results: Sequence[Result], scene: Scene) -> Picture | None:
     edges = np.linspace(0.0, max(longest, 1e-3), 41)
 
     def draw(axes: Axes, result: Result) -> None:
-        axes.hist(result.curves["latency_s"] * 1e3, edges.tolist(), color=scene.colour(result.radio))
+        _histogram(axes, result.curves["latency_s"] * 1e3, edges, scene.colour(result.radio))
 
     figure = per_radio(drawn, scene, draw, "from order to echo (ms)", "bursts")
     caption = (
@@ -127,6 +127,10 @@ def latency(results: Sequence[Result], scene: Scene) -> Picture | None:
         f"Samples lost: {extremes(drawn, 'lost', '.0f', '') or 'not known'}."
     )
     return picture("integrity-latency", figure, caption, f"Histograms of the latency of {len(drawn)} radios")
+
+
+def _histogram(axes: Axes, values: np.ndarray, edges: np.ndarray, colour: str) -> None:
+    axes.stairs(np.histogram(values, edges)[0], edges, fill=True, color=colour)
 
 
 def restarts(results: Sequence[Result], scene: Scene) -> Picture | None:
@@ -141,7 +145,7 @@ def restarts(results: Sequence[Result], scene: Scene) -> Picture | None:
         half = max(float(np.ptp(offsets)) / 2 * 1.05, 3.5)
         middle = (float(offsets.max()) + float(offsets.min())) / 2
         edges = np.linspace(middle - half, middle + half, min(21, int(2 * half)) + 1)
-        axes.hist(offsets, edges.tolist(), color=scene.colour(result.radio))
+        _histogram(axes, offsets, edges, scene.colour(result.radio))
         ends = sorted({offsets.min(), offsets.max()})
         axes.set_xticks(ends, [number(end) for end in ends])
 

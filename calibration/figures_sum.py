@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from calibration.cells import tidy
-from calibration.figures import SERVER, Picture, Scene, legend, panels, per_radio, picture, single, steps
+from calibration.figures import LEGEND_IN, SERVER, Picture, Scene, legend, panels, per_radio, picture, single, steps
 from calibration.result import Result
 from radio.capture import Part, Recording
 
@@ -20,39 +21,55 @@ __all__ = ["constellation", "error", "q_meter", "waterfall"]
 
 #: Colours of the parts of a frame over the waterfall; a label is looked up by its first word.
 PART_COLOURS = {"beacon": "#0072b2", "data": "#8a8a8a", "canary": "#d55e00", "sounding": "#009e73", "noise": "#8a8a8a"}
+#: Curve of the sum, what it is called, and how it is drawn.
+LINES: tuple[tuple[str, str, Any], ...] = (
+    ("sum_nmse_db", "measured", {"ls": "", "marker": "o", "color": "#0072b2", "ms": 5, "alpha": 0.8}),
+    ("sum_predicted_db", "predicted", {"ls": "--", "color": "#d55e00"}),
+    ("sum_formula_db", "explained", {"ls": "-", "lw": 0.8, "color": "#8a8a8a"}),
+    ("sum_bound_db", "noise alone", {"ls": ":", "color": SERVER}),
+)
 BINS = 128  # of the waterfall
 PILOT_COLOUR = "#aa4f86"
 
 
 def error(results: Sequence[Result], scene: Scene) -> Picture | None:
-    """Draw the error of the sum for every number of nodes, as measured, as predicted, and the bound."""
+    """Draw the error of the sum for every number of nodes, and for all of them at lower power."""
     drawn = steps(results, "sum_nodes", "sum_nmse_db")
     if not drawn:
         return None
-    figure, axes = single()
-    told = []
-    for result in drawn:
-        curves = result.curves
-        count = curves["sum_nodes"].astype(int)
-        order = np.argsort(count, kind="stable")
-        mode = f" ({result.values['mode']})" if "mode" in result.values else ""
-        axes.plot(count, curves["sum_nmse_db"], "o", color="#0072b2", ms=5, alpha=0.7, label=f"measured{mode}")
-        if "sum_predicted_db" in curves:
-            axes.plot(count[order], curves["sum_predicted_db"][order], "--", color="#d55e00", label=f"predicted{mode}")
-        if "sum_bound_db" in curves:
-            axes.plot(count[order], curves["sum_bound_db"][order], ":", color=SERVER, label=f"noise alone{mode}")
-        most = count == count.max()
-        part = f"With {count.max()} nodes{mode}: measured {_mean(curves['sum_nmse_db'][most])} dB"
-        if "sum_predicted_db" in curves:
-            part += f", predicted {_mean(curves['sum_predicted_db'][most])} dB"
-        if "sum_bound_db" in curves:
-            part += f", noise alone {_mean(curves['sum_bound_db'][most])} dB"
-        told.append(part)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="nodes in the sum", ylabel="NMSE of the sum (dB)")
-    legend(figure, axes)
-    caption = "Error of the sum of known values over the number of nodes. " + ". ".join(told) + "."
+    curves = drawn[0].curves
+    count = curves["sum_nodes"].astype(int)
+    level_db = curves.get("sum_level_db", np.zeros(count.size))
+    full = level_db == 0
+    lower = count == count.max()
+    sweep = bool(np.ptp(level_db[lower]) > 0)
+    figure, axes = panels(1, 2 if sweep else 1, 3.2, right_in=LEGEND_IN, sharey=True, apart_in=(0.3, 0.0))
+    _errors(axes[0], curves, full, count)
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set(xlabel="nodes in the sum", ylabel="NMSE of the sum (dB)")
+    if sweep:
+        _errors(axes[1], curves, lower, level_db)
+        axes[1].locator_params(axis="x", nbins=6)
+        axes[1].set_xlabel(f"power of all {count.max()} nodes (dB)")
+    legend(figure, axes[0])
+    whole = full & lower
+    parts = [f"{label} {_mean(curves[key][whole])} dB" for key, label, _ in LINES if key in curves]
+    mode = drawn[0].values.get("mode")
+    caption = (
+        f"Error of the sum of known values{f', mode {mode}' if mode else ''}, over the number of nodes"
+        f"{' and with less power' if sweep else ''}. With {count.max()} nodes: {', '.join(parts)}."
+    )
     return picture("sum-nmse", figure, caption, "Error of the sum against the number of nodes")
+
+
+def _errors(axes: Axes, curves: Mapping[str, np.ndarray], rows: np.ndarray, x: np.ndarray) -> None:
+    """Draw the chosen rows over ``x``: measured points with their intervals, and the lines beside them."""
+    order = np.argsort(x[rows], kind="stable")
+    for key, label, style in LINES:
+        if key in curves:
+            axes.plot(x[rows][order], curves[key][rows][order], label=label, **style)
+    if "sum_low_db" in curves and "sum_high_db" in curves:
+        axes.vlines(x[rows], curves["sum_low_db"][rows], curves["sum_high_db"][rows], color="#0072b2", lw=1.2)
 
 
 def _mean(levels_db: np.ndarray) -> str:
@@ -95,14 +112,9 @@ def q_meter(results: Sequence[Result], scene: Scene) -> Picture | None:
         return None
     figure, axes = single(2.6)
     value = np.concatenate([r.curves["q_sigma_rad"].ravel() for r in drawn])
-    nodes = np.concatenate([r.curves.get("sum_nodes", np.zeros(0)).ravel() for r in drawn])
-    if nodes.size == value.size:
-        axes.plot(nodes, value, "o", color="#0072b2", ms=5, alpha=0.7)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("nodes in the sum")
-    else:
-        axes.plot(np.arange(value.size), value, "o-", color="#0072b2", lw=0.8, ms=4)
-        axes.set_xlabel("burst")
+    axes.plot(np.arange(value.size), value, "o-", color="#0072b2", lw=0.8, ms=4)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("burst")
     axes.set_ylabel("phase error on Q (rad)")
     axes.set_ylim(0, 1.15 * float(value.max()) or 1.0)
     caption = (

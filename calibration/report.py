@@ -118,8 +118,8 @@ def write_report(
         lab_name: as it stands in the heading.
         results: of all steps that ran, in any order.
         verdict: what follows for the lab. ``nodes`` maps a node's name to its permitted ``modes``; ``modes``,
-            ``nmse_predicted_db``, ``largest_burst_symbols`` and ``largest_burst_s`` are of the lab. What is missing is
-            left out.
+            ``nmse_predicted_db``, ``nmse_measured_db``, ``largest_burst_symbols`` and ``largest_burst_s`` are of the
+            lab. What is missing or None is left out.
         about: facts of the calibration (when, which files and versions), written as they are.
         burst: recording of a burst of known values, for the waterfall.
 
@@ -171,11 +171,8 @@ def _pictures(results: Sequence[Result], names: tuple[str, ...], burst: Path | N
 
 
 def _carrier_hz(results: Sequence[Result]) -> float | None:
-    """Find the carrier in what the preflight told: the middle of the band."""
-    for result in results:
-        if "band_low_hz" in result.values and "band_high_hz" in result.values:
-            return (result.number("band_low_hz") + result.number("band_high_hz")) / 2
-    return None
+    """Find the carrier in what the preflight told."""
+    return next((r.number("centre_hz") for r in results if "centre_hz" in r.values), None)
 
 
 def _page(title: str, body: str) -> str:
@@ -258,8 +255,8 @@ def _tiles(results: Sequence[Result], names: Sequence[str], verdict: Mapping[str
     tiles = [("nodes without a finding", f"{len(good)} of {len(names)}")]
     if verdict.get("nmse_predicted_db") is not None:
         tiles.append(("predicted NMSE of the sum", f"{number(round(verdict['nmse_predicted_db'], 1))} dB"))
-    sums = [r for r in results if r.step == "sum" and "nmse_db" in r.values]
-    tiles += [("measured NMSE of the sum", f"{number(round(r.number('nmse_db'), 1))} dB") for r in sums[:1]]
+    if verdict.get("nmse_measured_db") is not None:
+        tiles.append(("measured NMSE of the sum", f"{number(round(verdict['nmse_measured_db'], 1))} dB"))
     if verdict.get("modes"):
         tiles.append(("permitted modes", ", ".join(map(str, verdict["modes"]))))
     burst = [f"{number(verdict['largest_burst_symbols'])} symbols"] if verdict.get("largest_burst_symbols") else []

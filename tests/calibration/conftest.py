@@ -58,8 +58,11 @@ def _alone(name: str, rng: np.random.Generator) -> list[Result]:
         "max_rate_hz": 2.5e6,
     }
     safe = {
-        "band_low_hz": 914.5e6,
-        "band_high_hz": 915.5e6,
+        "centre_hz": 915e6,
+        "bandwidth_hz": 1e6,
+        "band_low_hz": 902e6,
+        "band_high_hz": 928e6,
+        "limit_dbm": 0.0,
         "radiated_dbm": -8.5,
         "conducted": True,
         "profile": "cabled",
@@ -223,7 +226,10 @@ def _link(name: str, rng: np.random.Generator) -> list[Result]:
 
 
 def _sum(nodes: int, rng: np.random.Generator) -> Result:
-    count = np.repeat(np.arange(1, nodes + 1), 4)
+    count = np.concatenate([np.arange(1, nodes + 1), np.full(3, nodes)])
+    level = np.concatenate([np.zeros(nodes), [-6.0, -12.0, -18.0]])
+    noise_db = -23 - 10 * np.log10(count) - level
+    nmse = 10 * np.log10(10 ** (noise_db / 10) + 10**-2.9) + rng.normal(0, 0.4, count.size)
     owner = np.repeat(np.arange(nodes), 24)
     turn = np.repeat(rng.normal(0, 0.1, nodes), 24)
     noise = 0.03 * (rng.standard_normal(owner.size) + 1j * rng.standard_normal(owner.size))
@@ -238,12 +244,16 @@ def _sum(nodes: int, rng: np.random.Generator) -> Result:
         },
         {
             "sum_nodes": count,
-            "sum_nmse_db": -20 - 9 * np.log10(count) + rng.normal(0, 0.7, count.size),
-            "sum_predicted_db": -20.4 - 9 * np.log10(count),
-            "sum_bound_db": -23 - 10 * np.log10(count),
+            "sum_level_db": level,
+            "sum_nmse_db": nmse,
+            "sum_low_db": nmse - 0.9,
+            "sum_high_db": nmse + 0.8,
+            "sum_predicted_db": 10 * np.log10(10 ** (noise_db / 10) + 10**-2.9),
+            "sum_formula_db": 10 * np.log10(10 ** (noise_db / 10) + 10**-2.88),
+            "sum_bound_db": noise_db,
             "iq_pilots": (np.exp(1j * turn) + noise).astype(np.complex64),
             "iq_node": owner,
-            "q_sigma_rad": np.abs(rng.normal(0.09, 0.02, count.size)),
+            "q_sigma_rad": np.abs(rng.normal(0.09, 0.02, 6)),
         },
     )
 
@@ -276,6 +286,7 @@ VERDICT = {
     "nodes": {"node-1": {"modes": ["R", "non-coherent"]}, "node-2": {"modes": ["R"]}},
     "modes": ["R"],
     "nmse_predicted_db": -28.94,
+    "nmse_measured_db": -28.4,
     "largest_burst_symbols": 35,
     "largest_burst_s": 0.01008,
 }

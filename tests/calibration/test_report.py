@@ -130,11 +130,11 @@ def test_without_any_result_the_page_says_so(tmp_path: Path) -> None:
     assert page.text.count("not run") == 3 * len(SECTIONS)  # links, headings, sections
 
 
-@pytest.mark.parametrize("nodes", [1, 2, 5, 16])
+@pytest.mark.parametrize("nodes", [1, 5, 16])
 def test_labs_of_any_size_are_drawn(tmp_path: Path, calibrated: Callable[..., list[Result]], nodes: int) -> None:
-    results = [r for r in calibrated(nodes) if r.step in ("noise", "balance", "sum")]
+    results = [r for r in calibrated(nodes) if r.step in ("timing", "balance")]
     page = Page(write_report(tmp_path / "report.html", "bench", results, {}, {}).read_text(encoding="utf-8"))
-    assert len(drawings(page)) == 6
+    assert len(drawings(page)) == 2
 
 
 def test_names_and_texts_are_written_as_text(tmp_path: Path) -> None:
