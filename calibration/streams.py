@@ -190,6 +190,18 @@ def integrity(radio: Radio, config: RadioConfig, options: CalibrationOptions, se
     return Result("integrity", name, values, curves, finding)
 
 
+def restart(radio: Radio, config: RadioConfig) -> None:
+    """Start the streams anew: another sample rate and back does it on every device.
+
+    A simulated radio whose time stood still while others went on comes to the present by it.
+    """
+    other = replace(config, rate_hz=config.rate_hz * RESTART_SHARE)
+    if other.rate_hz < LOWEST_RATE_HZ <= config.rate_hz:
+        other = replace(config, rate_hz=config.rate_hz / RESTART_SHARE)
+    radio.configure(other)
+    radio.configure(config)
+
+
 def offset(radio: Radio, config: RadioConfig, options: CalibrationOptions, seed: int, name: str) -> Result:
     """Restart the streams again and again, and measure the difference of TX and RX count each time.
 
@@ -197,16 +209,12 @@ def offset(radio: Radio, config: RadioConfig, options: CalibrationOptions, seed:
         ``offset_samples`` (the last), ``spread_samples``, ``constant``, ``restarts``; curve ``offset_samples``. Nothing
         at all when the radio does not hear itself.
     """
-    other = replace(config, rate_hz=config.rate_hz * RESTART_SHARE)
-    if other.rate_hz < LOWEST_RATE_HZ <= config.rate_hz:
-        other = replace(config, rate_hz=config.rate_hz / RESTART_SHARE)
     try:
         found = [hear_itself(radio, seed).offset]
     except CalibrationError:
         return Result("offset", name)
     for _ in range(options.restarts):
-        radio.configure(other)
-        radio.configure(config)
+        restart(radio, config)
         found.append(hear_itself(radio, seed).offset)
     spread = max(found) - min(found)
     constant = spread <= CONSTANT_SAMPLES

@@ -157,6 +157,7 @@ class Ether:
                 return taken, 0
             station.config = before or taken
             now_s = max(station.reached_s(), self._heard_until_s(station, {station.config.tx_hz})) if before else 0.0
+            present_s = self._present_s()
             station.config = taken
             if before is None or before.tx_hz != taken.tx_hz:
                 station.tx_tunes += 1
@@ -166,7 +167,7 @@ class Ether:
                 self._reference_rate_hz = taken.rate_hz
                 self._links.clear()
             if before is None or before.rate_hz != taken.rate_hz:
-                self._restart(station, now_s, before is None)
+                self._restart(station, present_s, before is None)
                 return taken, station.fresh - station.cursor
             if not station.muted:
                 station.leak_from(now_s)

@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from radio.errors import TestbedError
+from radio.errors import RunError, TestbedError
 from testbed.front import interruptible, introduce, keys_of, prepare, serve, short
 from testbed.parent import PARENT_VARIABLE, announce_ready, die_with_parent
 
@@ -136,6 +136,64 @@ def run(
     reader = JsonReader() if as_json else Terminal(console, short(folder.path))
     with interruptible(), reader:
         launch(pair, folder, resume=resume is not None, overrides=(settings or []) if resume else (), reader=reader)
+
+
+@app.command(
+    epilog="Examples: [bold]testbed calibrate --lab lab.toml[/]; [bold]testbed calibrate --resume latest[/]; "
+    "[bold]testbed calibrate --from timing --node node-3[/]"
+)
+def calibrate(
+    target: Target = None,
+    lab: LabFile = None,
+    settings: Settings = None,
+    names: Annotated[
+        list[str] | None, typer.Option("--node", metavar="NAME", help="Only this node. May be repeated.")
+    ] = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="STEP", help="Begin with this step.")] = None,
+    steps: Annotated[str, typer.Option(metavar="A,B", help="Only these steps.")] = "",
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="N", help="Go on with a calibration: its folder, its number, or latest."),
+    ] = None,
+    calibrations: Annotated[Path, typer.Option(help="Folder of the calibration folders.")] = Path("calibrations"),
+    as_json: AsJson = False,
+) -> None:
+    """Measure every radio and link of a lab: what they are good for, and what is wrong with them.
+
+    A simulated lab is started whole. In a lab of real machines start the nodes with [bold]testbed node NAME[/] on
+    theirs first. The experiment tells the waveform. The first step that finds something wrong is the last; every record
+    is kept, and [bold]--resume[/] goes on.
+    """
+    from calibration import CalibrationFolder
+    from testbed.calibrate import Stopwatch, order_of, unfinished
+    from testbed.calibrate import calibrate as measure
+    from testbed.config import load
+    from testbed.terminal import verdict_table
+
+    if resume is None:
+        pair, folder = load(target, lab, settings or []), None
+    elif target is not None or lab is not None:
+        raise RunError("--resume takes its files from the folder", "leave experiment and --lab away, or use --set")
+    else:
+        folder = CalibrationFolder.find(resume, calibrations)
+        pair = load(folder.path, None, settings or [])
+        if first is None and not steps:
+            first = unfinished(folder, names or [entry.name for entry in pair.lab.nodes])
+            if first is None:
+                raise RunError(f"{short(folder.path)} is finished", "run testbed calibrate for a new one")
+    order = order_of(pair, names or [], first, steps.split(","), folder)
+    place = folder or CalibrationFolder.create(calibrations, pair.resolved())
+    say = Stopwatch(lambda text: print(text, file=sys.stderr, flush=True))
+    say(f"calibrating {pair.lab.name}: {len(order.names)} nodes, steps {order.steps[0].name} to {order.steps[-1].name}")
+    try:
+        with interruptible():
+            measure(order, place, (settings or []) if resume else (), say)
+    finally:
+        found = place.verdict
+        if found is not None:
+            print(json.dumps({"folder": str(place.path), **found}, indent=1) if as_json else verdict_table(found))
+        print(f"{short(place.path)}: records, captures, report.html", file=sys.stderr)
+    print(f"next: testbed run --calibration {short(place.path)}", file=sys.stderr)
 
 
 @app.command(epilog="Example: [bold]testbed server experiment.toml --lab lab.toml[/]")

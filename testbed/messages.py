@@ -27,6 +27,8 @@ __all__ = [
     "Header",
     "Heartbeat",
     "Hello",
+    "Measure",
+    "Measured",
     "Message",
     "Nack",
     "Plan",
@@ -94,6 +96,7 @@ class Welcome(Header):
     resume_round: int | None = None  # load the memory as it was after this round; None: start with none
     restored: bool = False  # the air kept running: take up the saved link instead of being sounded anew
     adev: float | None = Field(default=None, gt=0)  # Allan deviation that calibration measured; None: waveform.adev
+    learns: bool = True  # false: a calibration, which needs the radio and no client
 
 
 class CycleTimes(BaseModel):
@@ -136,6 +139,21 @@ class Csi(Header):
     timing_advance_samples: float = 0.0
     drive: float = Field(default=1.0, ge=0)  # slow power control: amplitude that equalises the nodes
     final: bool = True  # false: only the timing advance is known yet, more soundings follow
+
+
+class Measure(Header):
+    """Server -> node: do one task of a calibration (``calibration.tasks.Task``). Arrays: those of the task."""
+
+    kind: Literal["measure"] = "measure"
+    what: str
+    detail: dict[str, Any] = {}
+
+
+class Measured(Header):
+    """Node -> server: what came of it. Arrays: what was seen; never anything of a client's data."""
+
+    kind: Literal["measured"] = "measured"
+    told: dict[str, Any] = {}
 
 
 class Train(Header):
@@ -250,7 +268,10 @@ class Refused(Header):
     reason: str
 
 
-Message = Hello | Welcome | Sound | Csi | Train | Scale | Plan | Sent | Nack | Report | Ack | Stop | Heartbeat | Refused
+Message = (
+    Hello | Welcome | Sound | Csi | Measure | Measured | Train | Scale | Plan | Sent | Nack | Report | Ack | Stop
+    | Heartbeat | Refused
+)  # fmt: skip
 _ANY: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 

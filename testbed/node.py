@@ -9,13 +9,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibration.tasks import Task, carry_out
 from radio.base import Radio
 from radio.cycle import sounding_samples
-from radio.errors import LinkError, NotTrusted, ProtocolMismatch, RadioError, TooLate
+from radio.errors import CalibrationError, LinkError, NotTrusted, ProtocolMismatch, RadioError, TooLate
 from radio.nodelink import Csi as LinkCsi
 from radio.nodelink import NodeLink
 from radio.ofdm import PROFILES, assemble, canary, pilot
@@ -27,11 +28,12 @@ from testbed.bus import Lost, NodeBus
 from testbed.checkpoint import Checkpoint, checkpoint_rounds, load_checkpoint, other_version, save_checkpoint
 from testbed.config import Experiment, Lab, round_seed
 from testbed.guard import open_guarded
-from testbed.learner import Pupil, Work
 from testbed.messages import (
     Ack,
     Csi,
     Hello,
+    Measure,
+    Measured,
     Message,
     Nack,
     Plan,
@@ -47,6 +49,9 @@ from testbed.messages import (
     as_cycle,
 )
 
+if TYPE_CHECKING:
+    from testbed.learner import Pupil, Work
+
 log = logging.getLogger(__name__)
 
 Answer = Message | tuple[Message, dict[str, np.ndarray]] | None
@@ -54,7 +59,7 @@ Handler = Callable[..., Answer]
 
 #: What may follow what. ``ANYWHERE`` is always allowed: a server that starts again welcomes its nodes anew, and a muted
 #: or faulty node is sounded anew.
-ANYWHERE = {"welcome": "joining", "muted": "muted", "fault": "fault"}
+ANYWHERE = {"welcome": "joining", "muted": "muted", "fault": "fault", "measure": "measuring"}
 TRANSITIONS: dict[tuple[str, str], str] = {
     ("joining", "sound"): "tracking",
     ("joining", "restore"): "ready",
@@ -191,6 +196,7 @@ class Node:
             Welcome: self._welcome,
             Sound: self._sound,
             Csi: self._csi,
+            Measure: self._measure,
             Train: self._train,
             Plan: self._plan,
             Report: self._report,
@@ -200,9 +206,10 @@ class Node:
             log.warning("node %s: unexpected %s", self.name, message.kind)
             return True
         self.round = message.round
+        expected = (RadioError, LinkError, *([CalibrationError] if isinstance(message, Measure) else []))
         try:
             answer = await asyncio.to_thread(self._handled, handler, message, arrays)
-        except (RadioError, LinkError) as error:
+        except expected as error:
             log.warning("node %s: %s failed: %s", self.name, message.kind, error)
             late = error.late_samples if isinstance(error, TooLate) else 0
             self._go("late" if late else "fault")
@@ -215,7 +222,7 @@ class Node:
         return True
 
     def _handled(self, handler: Handler, message: Message, arrays: dict[str, np.ndarray]) -> Answer:
-        timed = isinstance(message, Sound | Plan) and self.radio.capabilities.real_time
+        timed = isinstance(message, Sound | Plan | Measure) and self.radio.capabilities.real_time
         with urgent() if timed else nullcontext():
             return handler(message, arrays)
 
@@ -223,12 +230,10 @@ class Node:
         self._go("welcome")
         self.experiment = Experiment.model_validate(order.experiment)
         self.run_identity = order.run_identity
-        self.pupil = Pupil(self.experiment, order.client)
         profile = PROFILES[self.experiment.waveform.profile]
         able = self.radio.capabilities
         if able.real_time:  # what a process does for the first time may hold it up for longer than a stream can wait
             warm_receiver(profile)
-            self.pupil.work(np.zeros(self.pupil.model.dimension, np.float32), 0, order.nodes)
         self.link = NodeLink(
             self.radio,
             profile,
@@ -237,6 +242,17 @@ class Node:
             seed=self.experiment.run.seed + 1 + order.client,
             tx_attenuation_db=self.entry.tx_attenuation_db,
         )
+        restored = order.learns and self._learn(order, able.real_time)
+        return Ack(of="welcome", detail={"lead_samples": able.lead_samples, "restored": float(restored)})
+
+    def _learn(self, order: Welcome, real_time: bool) -> bool:
+        """Make the client, with the memory it had; returns whether the link, too, goes on as it was."""
+        from testbed.learner import Pupil  # imported late: a calibration needs no learning
+
+        assert self.experiment is not None and self.link is not None
+        self.pupil = Pupil(self.experiment, order.client)
+        if real_time:
+            self.pupil.work(np.zeros(self.pupil.model.dimension, np.float32), 0, order.nodes)
         known = checkpoint_rounds(self.folder)
         usable = [k for k in known if order.resume_round is None or k <= order.resume_round]
         saved = load_checkpoint(self.folder, None, usable[-1]) if usable else None
@@ -254,7 +270,14 @@ class Node:
             self._go("restore")
         elif self.pupil.scheme.over_air:
             self.link.open()
-        return Ack(of="welcome", detail={"lead_samples": able.lead_samples, "restored": float(restored)})
+        return restored
+
+    def _measure(self, order: Measure, arrays: dict[str, np.ndarray]) -> tuple[Message, dict[str, np.ndarray]]:
+        if self.link is None:
+            raise LinkError(f"node {self.name}: ordered about before its welcome", "restart the node")
+        self._go("measure")
+        reply = carry_out(self.link, Task(order.what, order.detail, arrays))
+        return Measured(told=dict(reply.told)), dict(reply.arrays)
 
     def _parts(self) -> tuple[NodeLink, Pupil, Experiment]:
         if self.link is None or self.pupil is None or self.experiment is None:

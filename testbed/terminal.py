@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from testbed.sweep import Progress as SweepStand
 
-__all__ = ["JsonReader", "SweepBar", "Terminal"]
+__all__ = ["JsonReader", "SweepBar", "Terminal", "verdict_table"]
 
 Event = Mapping[str, Any]
 
@@ -207,3 +208,36 @@ class SweepBar:
             self.say(f"a point failed: {stand.problem}")
         if not self._console.is_terminal:
             self.say(f"point {stand.done}/{stand.total}: {facts}")
+
+
+#: Heading, field of a node's verdict, and format of its value.
+VERDICT = (
+    ("tier", "tier", ""),
+    ("ppm", "ppm", ".3f"),
+    ("ADEV", "adev", ".1e"),
+    ("SNR dB", "snr_db", ".1f"),
+    ("timing", "timing_samples", ".3f"),
+    ("phase rad", "sigma_rad", ".3f"),
+)
+
+
+def verdict_table(found: Mapping[str, Any]) -> str:
+    """Give the verdict of a calibration as text: a line per node, and what follows for the lab."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("node", *(heading for heading, _, _ in VERDICT), "modes"):
+        table.add_column(heading, justify="left" if heading in ("node", "modes") else "right")
+    for name, node in found["nodes"].items():
+        cells = ["-" if node[key] is None else format(node[key], form) for _, key, form in VERDICT]
+        table.add_row(name, *cells, ", ".join(node["modes"]))
+    console = Console(width=110, record=True, file=io.StringIO())
+    console.print(table)
+    lines = [console.export_text().rstrip()]
+    told = (
+        ("predicted error of the sum", "nmse_predicted_db", "{:.1f} dB"),
+        ("measured", "nmse_measured_db", "{:.1f} dB"),
+        ("largest useful burst", "largest_burst_s", "{:.3f} s"),
+    )
+    facts = [f"{label} {form.format(found[key])}" for label, key, form in told if found[key] is not None]
+    lines.append(", ".join([f"permitted modes {', '.join(found['modes'])}", *facts]))
+    lines.append("every step passed" if found["passed"] else f"{len(found['findings'])} found wrong")
+    return "\n".join(lines)

@@ -1,0 +1,130 @@
+"""How well phases hold: the spread over repeated bursts at several horizons, and how deep two nodes cancel."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jaxtyping import Complex64, Float64
+from scipy.stats import chi2
+
+from calibration.bench import Bench, Heard, decibels
+from calibration.predict import COHERENT_LIMIT_RAD
+from calibration.result import Estimate, Finding, Result, Value
+from radio.ofdm import split
+from radio.sync import noise_of
+
+#: Horizons measured, as multiples of the lab's own; none beyond ``LONGEST_S``.
+MULTIPLES = (1.0, 2.0, 4.0)
+LONGEST_S = 0.2
+#: Bursts of each pair that should cancel.
+NULLS = 3
+
+
+def turns(raw: Complex64[np.ndarray, "cycle bin"]) -> Float64[np.ndarray, " cycle"]:
+    """Give the phase of each repeat against their common shape, of mean near zero."""
+    shape = raw[0]
+    for _ in range(2):
+        angles = np.angle(raw @ np.conj(shape))
+        shape = np.mean(raw * np.exp(-1j * angles)[:, None], axis=0)
+    angles = np.angle(raw @ np.conj(shape))
+    return np.asarray(np.angle(np.exp(1j * (angles - np.angle(np.mean(np.exp(1j * angles)))))))
+
+
+def own_variances(
+    table: Float64[np.ndarray, "node cycle"], noise: Float64[np.ndarray, " node"]
+) -> Float64[np.ndarray, " node"]:
+    """Split the variance of each node's phase from what all share, and from the noise of the measurement.
+
+    What all nodes share is the server's own oscillator, which a common rotation of the sum undoes. With the mean over
+    N nodes taken out, node k shows ``(1 - 2/N) v_k + sum(v)/N^2``; this solves for v. One node alone has nothing left.
+    """
+    nodes, cycles = table.shape
+    if nodes == 1:
+        return np.zeros(1)
+    rest = table - table.mean(0)
+    seen = np.sum((rest - rest.mean(1, keepdims=True)) ** 2, axis=1) / (cycles - 1)
+    mixing = (1 - 2 / nodes) * np.eye(nodes) + np.full((nodes, nodes), 1 / nodes**2)
+    # Two nodes show the same thing twice: each gets half of it.
+    variances = np.linalg.lstsq(mixing, seen, rcond=None)[0] if nodes > 2 else seen * 2
+    return np.asarray(variances - noise)
+
+
+def phase_noise(heard: Heard, drive: float) -> float:
+    """Give the variance of one phase that the receiver's noise alone causes (two pilot symbols, all bins)."""
+    power = float(np.sum(np.abs(heard.raw.mean(0)) ** 2))
+    return heard.noise / (2 * drive**2) / (2 * max(power, 1e-30))
+
+
+def phase(bench: Bench) -> list[Result]:
+    """Measure the phase error of every node at its time between beacon and burst and beyond, and null pairs."""
+    bench.ready("phase")
+    drive, profile = bench.uplink.full_drive, bench.profile
+    curves: dict[str, list[tuple[float, float]]] = {name: [] for name in bench.names}
+    first: dict[str, tuple[Estimate, float, np.ndarray, np.ndarray]] = {}
+    middle = profile.burst_samples // 2
+    for multiple in MULTIPLES:
+        horizon_s = multiple * bench.burst_horizon_s
+        if multiple > 1 and horizon_s > LONGEST_S:
+            continue
+        lead = round((horizon_s - bench.burst_horizon_s) * profile.rate_hz) + bench.lead_samples + middle
+        heard = bench.sound("phase", bench.options.phase_bursts, lead_samples=lead)
+        table = np.array([turns(each.raw) for each in heard.values()])
+        variances = own_variances(table, np.array([phase_noise(each, drive) for each in heard.values()]))
+        for place, (name, each) in enumerate(heard.items()):
+            sigma = math.sqrt(max(variances[place], 0.0))
+            curves[name].append((each.horizon_s, sigma))
+            if multiple == 1:
+                freedom = bench.options.phase_bursts - 1
+                noise = phase_noise(each, drive)
+                seen = max(variances[place], 0.0) + noise
+                low, high = (freedom * seen / chi2.ppf(q, freedom) - noise for q in (0.975, 0.025))
+                spread = Estimate(sigma, math.sqrt(max(low, 0.0)), math.sqrt(max(high, 0.0)), "rad")
+                first[name] = (spread, each.horizon_s, each.times_s - each.times_s[0], table[place])
+    depths = _nulls(bench)
+    results = []
+    for name in bench.names:
+        spread, horizon_s, times_s, series = first[name]
+        values: dict[str, Value] = {"sigma_rad": spread, "horizon_s": horizon_s}
+        if name in depths:
+            values["null_depth_db"] = depths[name]
+        finding = None
+        if spread.low > COHERENT_LIMIT_RAD:
+            finding = Finding(
+                "phase",
+                f"{name}: its phase is off by {spread.value:.2f} rad rms {1e3 * horizon_s:.0f} ms after a beacon, the "
+                f"limit for coherent sums is {COHERENT_LIMIT_RAD} rad",
+                "use a lower carrier, a shared reference, a better crystal or a shorter turnaround",
+            )
+        rows = np.array(curves[name])
+        results.append(
+            Result(
+                "phase",
+                name,
+                values,
+                {
+                    "phase_horizon_s": rows[:, 0],
+                    "phase_sigma_rad": rows[:, 1],
+                    "phase_series_s": times_s,
+                    "phase_series_rad": series,
+                },
+                finding,
+            )
+        )
+    return results
+
+
+def _nulls(bench: Bench) -> dict[str, float]:
+    """Let pairs of nodes send the same values with opposite signs, and see what is left, in dB below one of them."""
+    bench.admit("phase")
+    depths = {}
+    for one, other in zip(bench.names[::2], bench.names[1::2], strict=False):
+        seeds = [bench.seed + 7919 * (number + 1) for number in range(NULLS)]
+        windows = bench.burst("phase", [one, other], seeds, "inversion", {one: 1, other: -1}, 1.0)
+        level = bench.uplink.level
+        rest = 0.0
+        for window in windows:
+            _, data, _ = split(window.grid / np.float32(level))
+            rest += float(np.mean(np.abs(data) ** 2)) - noise_of(window.nulls) / level**2
+        depths[one] = depths[other] = -decibels(max(rest / NULLS, 1e-6))
+    return depths
