@@ -10,7 +10,7 @@ import numpy as np
 
 from calibration.bench import Bench, decibels
 from calibration.predict import CLIPPING_AT_9_DB, Mode, NodeBudget, predict_nmse_db, signal_power
-from calibration.result import Z95, Estimate, Finding, Result
+from calibration.result import Z95, Estimate, Finding, Result, Value
 from calibration.tasks import known_symbols
 from radio.payload import Payload
 from radio.uplink import Aggregate
@@ -87,8 +87,8 @@ def sums(bench: Bench) -> list[Result]:
             f"explain, the limit is {LOSS_DB:g} dB",
             "look for clipping, lost samples or another transmitter; then measure again from step noise",
         )
-    values = {
-        "nmse_db": Estimate(*(float(full[column]) for column in (2, 6, 7)), "db"),
+    values: dict[str, Value] = {
+        "nmse_db": Estimate(float(full[2]), float(full[6]), float(full[7]), "db"),
         "predicted_db": float(full[3]),
         "formula_db": float(full[4]),
         "bound_db": float(full[5]),

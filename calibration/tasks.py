@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -72,6 +72,7 @@ class Reply:
     late_samples: int = 0
 
 
+@runtime_checkable
 class Team(Protocol):
     """The nodes of a lab, wherever they run."""
 

@@ -7,8 +7,6 @@ Every error says what happened with numbers, where, and one thing to do. ``slug`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 
 class TestbedError(Exception):
     """Base of every error a user may see.
@@ -109,26 +107,6 @@ class Damaged(CalibrationError):
     """A record is not as it was written, or of another version of its format: the message names the file."""
 
     slug = "calibration-damaged"
-
-
-class CalibrationFailed(CalibrationError):
-    """A calibration found something wrong: one line per thing, naming the step and the machine.
-
-    Args:
-        findings: each with ``step``, ``radio``, ``thing``, ``text`` and ``remedy``.
-    """
-
-    slug = "calibration-failed"
-
-    def __init__(self, findings: Sequence[Mapping[str, str]]) -> None:
-        self.problems = [CalibrationFinding(f"{f['step']}, {f['thing']}: {f['text']}", f["remedy"]) for f in findings]
-        super().__init__("; ".join(problem.message for problem in self.problems), self.problems[0].remedy)
-
-
-class CalibrationFinding(CalibrationError):
-    """One thing that a calibration found wrong."""
-
-    slug = "calibration-failed"
 
 
 class LinkError(TestbedError):

@@ -21,7 +21,7 @@ from calibration.steps import NAMES, STEPS, Step, choose, run_steps
 from calibration.verdict import verdict
 from radio.base import RadioConfig
 from radio.capture import Scalar
-from radio.errors import CalibrationError, CalibrationFailed, ConfigError, Stale
+from radio.errors import CalibrationError, ConfigError, Failed, Stale
 from radio.ofdm import PROFILES
 from radio.serverlink import ServerLink
 from radio.warm import warm_receiver
@@ -37,6 +37,18 @@ from testbed.team import PATIENCE_S, BusTeam
 HISTORY = "lab.ether.history_s=7200"
 
 Say = Callable[[str], None]
+
+
+class Findings(Failed):
+    """All that a calibration found wrong, one ``Failed`` each in ``problems``.
+
+    Args:
+        findings: with ``step``, ``thing``, ``text`` and ``remedy``.
+    """
+
+    def __init__(self, findings: Sequence[Mapping[str, str]]) -> None:
+        self.problems = [Failed(f"{f['step']}, {f['thing']}: {f['text']}", f["remedy"]) for f in findings]
+        super().__init__("; ".join(problem.message for problem in self.problems), self.problems[0].remedy)
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ def calibrate(order: Order, folder: CalibrationFolder, overrides: Sequence[str],
         The verdict.
 
     Raises:
-        CalibrationFailed: something is wrong with the lab; everything is written all the same.
+        Findings: something is wrong with the lab; everything is written all the same.
         TestbedError: the lab did not come up.
     """
     simulated = order.pair.lab.ether is not None
@@ -103,7 +115,7 @@ def calibrate(order: Order, folder: CalibrationFolder, overrides: Sequence[str],
         folder.conclude(found)
         _report(folder, order.pair, bench, found)
     if not found["passed"]:
-        raise CalibrationFailed(found["findings"])
+        raise Findings(found["findings"])
     return found
 
 
