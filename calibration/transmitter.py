@@ -2,7 +2,8 @@
 
 The receive carrier is tuned below the transmit carrier, so that every fault has a frequency of its own: the tone, its
 image by the transmitter, the transmitter's carrier, the receiver's DC, and the images of all by the receiver. One
-crystal makes all clocks of a radio, so these frequencies are known exactly.
+crystal makes all clocks of a radio, so these frequencies are known, but for the rounding of what a carrier is read back
+as.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.fft import fft
+from scipy.fft import rfft
 
 from calibration.options import CalibrationOptions
 from calibration.result import Z95, Estimate, Finding, Result, Value
@@ -32,14 +33,19 @@ FULL_DRIVE_DBFS = -10.0  # where the tone at full drive is to be received
 RAIL_DBFS = -2.0
 GAIN_STEP_DB = 6.0
 FLOOR_DB = -150.0
+TRIES = 5  # until streams do not slip in between
+REST_OVER_NOISE, REST_OVER_TONE, SILENT = 3.0, 0.1, 0.01
+CONVERTER_STEPS = 2048  # in full scale, of 12 bits: no radio here has fewer
+AROUND = slice(3, 43)  # bins of a spectrum from the line, whose noise is that of the line
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Complex amplitudes of lines in samples, and the standard deviation of each amplitude."""
+    """Complex amplitudes of lines in samples, the standard deviation of each, and the rms of all that is no line."""
 
     size: dict[str, complex]
     sigma: dict[str, float]
+    rest: float
 
     def dbc(self, line: str, reference: float) -> Estimate:
         """Give a line against a reference amplitude."""
@@ -49,19 +55,22 @@ class Lines:
 
 
 def lines(samples: Samples, cycles: dict[str, float]) -> Lines:
-    """Fit lines of known frequencies (cycles per sample) together; what is left around each tells its error."""
+    """Fit lines of known frequencies (cycles per sample) together; what is left around each tells its error.
+
+    Only what is left in phase with a line changes its amplitude: the phase noise of a strong one does not.
+    """
     n = np.arange(samples.size)
     basis = np.exp(2j * np.pi * np.outer(list(cycles.values()), n))
     gram, right = basis.conj() @ basis.T, basis.conj() @ samples
     size = np.linalg.solve(gram, right)
     rest = samples - size @ basis
     window = np.hanning(samples.size)
-    density = np.abs(fft(rest * window)) ** 2 / np.sum(window**2)
     sigma = {}
-    for name, frequency in cycles.items():
-        around = round(frequency * samples.size) + np.r_[-40:-2, 3:41]
-        sigma[name] = math.sqrt(float(density[around % samples.size].mean()) / (2.0 * samples.size))
-    return Lines(dict(zip(cycles, size.tolist(), strict=True)), sigma)
+    for name, line, amplitude in zip(cycles, basis, size, strict=True):
+        in_phase = (rest * (line * amplitude).conj()).real * window / (abs(amplitude) + 1e-30)
+        density = np.abs(rfft(in_phase)[AROUND]) ** 2 / np.sum(window**2)
+        sigma[name] = math.sqrt(float(density.mean()) / samples.size)
+    return Lines(dict(zip(cycles, size.tolist(), strict=True)), sigma, float(np.sqrt(np.mean(np.abs(rest) ** 2))))
 
 
 def level(radio: Radio, config: RadioConfig, options: CalibrationOptions, seed: int, name: str) -> Result:
@@ -71,19 +80,51 @@ def level(radio: Radio, config: RadioConfig, options: CalibrationOptions, seed: 
         ``compression_db`` of the gain at full drive, ``leak_dbc`` of the idle carrier against a tone at full scale,
         ``image_dbc`` and ``rx_image_dbc`` of transmitter and receiver against the tone, ``echo_db`` (the leakage into
         the own receiver, full scale to full scale, at the given settings); curves ``am_in_dbfs`` and ``am_out_db``
-        (gain against that at a drive of -20 dBFS). Nothing at all when the radio does not hear itself.
+        (gain against that at a drive of -20 dBFS). Nothing at all when the radio does not hear itself, or when its
+        streams slip in every try, which the step ``integrity`` names.
     """
-    try:
-        heard = hear_itself(radio, seed)
-    except CalibrationError:
-        return Result("level", name)
-    taken = _arrange(radio, config, heard)
-    carrier = (taken.tx_hz - taken.rx_hz) / taken.rate_hz
     tone = _scale(config) * (TONE + TONE_SPREAD * np.random.default_rng([seed, 0x70E]).uniform())
+    for _ in range(TRIES):
+        radio.configure(config)
+        try:
+            heard = hear_itself(radio, seed)
+        except CalibrationError:
+            return Result("level", name)
+        taken = _arrange(radio, config, heard)
+        parts = _staircase(radio, heard.offset, tone)
+        carrier = (taken.tx_hz - taken.rx_hz) / taken.rate_hz
+        cycles = _cycles(carrier + _missed(parts[0], _cycles(carrier, tone)), tone)
+        fits = [lines(part, cycles) for part in parts]
+        if not _slipped(fits):
+            return _judge(config, taken, name, parts, fits)
+    return Result("level", name)
+
+
+def _cycles(carrier: float, tone: float) -> dict[str, float]:
+    """Name the lines that a tone shows, in cycles per sample."""
     cycles = {"tone": carrier + tone, "image": carrier - tone, "leak": carrier}
-    cycles |= {f"rx {line}": -frequency for line, frequency in cycles.items()} | {"dc": 0.0}
-    parts = _staircase(radio, heard.offset, tone)
-    fits = [lines(part, cycles) for part in parts]
+    return cycles | {f"rx {line}": -frequency for line, frequency in cycles.items()} | {"dc": 0.0}
+
+
+def _missed(samples: np.ndarray, cycles: dict[str, float]) -> float:
+    """Measure by how much a carrier misses what was read back, which is rounded: the tone turns between two halves."""
+    half = samples.size // 2
+    first, second = (lines(part, cycles).size["tone"] for part in (samples[:half], samples[half : 2 * half]))
+    turned = second * np.exp(-2j * np.pi * cycles["tone"] * half) / first
+    return float(np.angle(turned)) / (2.0 * math.pi * half)
+
+
+def _slipped(fits: list[Lines]) -> bool:
+    """Tell if a level holds much that is neither line nor noise, a piece of another level or a jump of the phase, or
+    the silence holds the tone."""
+    *levels, silence = fits
+    if abs(silence.size["tone"]) > SILENT * abs(levels[-1].size["tone"]):
+        return True
+    noise = REST_OVER_NOISE * silence.rest
+    return any(fit.rest > math.hypot(noise, REST_OVER_TONE * abs(fit.size["tone"])) for fit in levels)
+
+
+def _judge(config: RadioConfig, taken: RadioConfig, name: str, parts: list[np.ndarray], fits: list[Lines]) -> Result:
     steps = [
         (drive, fit)
         for drive, part, fit in zip(DRIVE_DB, parts[:-1], fits[:-1], strict=True)
@@ -96,19 +137,31 @@ def level(radio: Radio, config: RadioConfig, options: CalibrationOptions, seed: 
             "raise tx_attenuation_db",
         )
     gains = {drive: abs(fit.size["tone"]) / 10.0 ** (drive / 20.0) for drive, fit in steps}
-    errors = {drive: 8.686 * fit.sigma["tone"] / abs(fit.size["tone"]) for drive, fit in steps}
+    errors = {drive: _error_db(drive, fit) for drive, fit in steps}
     full_scale = gains[DRIVE_DB[0]]
     curve = {drive: 20.0 * math.log10(gain / full_scale) for drive, gain in sorted(gains.items())}
     values: dict[str, Value] = {
         "leak_dbc": fits[-1].dbc("leak", full_scale),
         "image_dbc": fits[0].dbc("image", abs(fits[0].size["tone"])),
         "rx_image_dbc": fits[0].dbc("rx tone", abs(fits[0].size["tone"])),
-        "echo_db": 20.0 * math.log10(heard.gain),
+        "echo_db": 20.0 * math.log10(full_scale)
+        + (config.rx_gain_db - taken.rx_gain_db)
+        - (config.tx_attenuation_db - taken.tx_attenuation_db),
     }
     if 0.0 in curve:
         values["compression_db"] = Estimate.normal(-curve[0.0], math.hypot(errors[0.0], errors[DRIVE_DB[0]]), "db")
     curves = {"am_in_dbfs": np.array(list(curve)), "am_out_db": np.array(list(curve.values()))}
     return Result("level", name, values, curves, _finding(values, name))
+
+
+def _error_db(drive: float, fit: Lines) -> float:
+    """Give the standard deviation of the tone's level in dB: noise, and the rounding of its transmitter's converter.
+
+    A uniform quantiser with steps of 1 passes a tone of amplitude A with a gain wrong by up to
+    (2 / pi A) |J_1(2 pi A)|, about 0.2 A^-1.5.
+    """
+    rounding = 0.2 * (CONVERTER_STEPS * 10.0 ** (drive / 20.0)) ** -1.5
+    return 20.0 / math.log(10.0) * math.hypot(fit.sigma["tone"] / abs(fit.size["tone"]), rounding)
 
 
 def _scale(config: RadioConfig) -> float:
@@ -138,7 +191,7 @@ def _arrange(radio: Radio, config: RadioConfig, heard: Heard) -> RadioConfig:
             change_db = math.copysign(max(0.0, abs(change_db) - GAIN_STEP_DB), change_db)
 
 
-def _staircase(radio: Radio, offset: int, tone: float) -> list[Samples]:
+def _staircase(radio: Radio, offset: int, tone: float) -> list[np.ndarray]:
     """Send the tone at all levels in one burst, and cut what is received into levels and the silence behind them."""
     ends = np.cumsum(SAMPLES)
     size = np.repeat(10.0 ** (np.array(DRIVE_DB) / 20.0), SAMPLES)
