@@ -26,6 +26,7 @@ class Sender:
         gain_db: rms of its link estimate C(f), full scale to full scale.
         phase_rad: phase of C(f) in the middle of the band.
         reference_slot: slot of the beacon that this phase is referred to.
+        shift: of its verification pilots.
     """
 
     node: str
@@ -33,6 +34,7 @@ class Sender:
     gain_db: float | None = None
     phase_rad: float | None = None
     reference_slot: int | None = None
+    shift: int | None = None
 
     def facts(self) -> dict[str, Scalar]:
         """Give what is known as facts of an annotation."""
@@ -79,7 +81,7 @@ def burst_parts(profile: Profile, start: int, slot: int, senders: Sequence[Sende
         profile: waveform.
         start: RX index of the first sample of the burst, its guard excluded.
         slot: first slot of the cycle.
-        senders: nodes in the order of their verification shifts.
+        senders: nodes whose waves are in it; one that tells no shift has that of its place here.
     """
     before, after = profile.data_symbols
     parts = []

@@ -112,12 +112,8 @@ class Column:
             unit = prefix + unit
         return cls(f"{label} ({unit})", factor)
 
-    def cell(self, value: Value | None) -> str:
-        """Write one value with its interval; a dash where nothing was measured."""
-        return " ".join(filter(None, self.pair(value)))
-
     def pair(self, value: Value | None) -> tuple[str, str]:
-        """Write one value, and its interval apart; the interval is empty where there is none."""
+        """Write one value, a dash where nothing was measured, and its interval, empty where there is none."""
         if value is None:
             return ABSENT, ""
         if isinstance(value, bool):

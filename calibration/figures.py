@@ -153,9 +153,8 @@ def per_radio(
     rows = -(-count // columns)
     width = WIDTH_IN if columns > 2 else 0.72 + columns * 3.0
     apart = (0.22, 0.32) if alike else (0.46, 0.46)
-    figure, axes = panels(
-        rows, columns, 0.4 + rows * (1.5 + apart[1]), width, apart_in=apart, sharex=alike, sharey=alike
-    )
+    height = 0.4 + apart[1] + 1.9 if rows == 1 else 0.4 + rows * (1.5 + apart[1])
+    figure, axes = panels(rows, columns, height, width, 0.3, apart_in=apart, sharex=alike, sharey=alike)
     for number, (panel, result) in enumerate(zip(axes, results, strict=False)):
         if number == 0 or not alike:
             panel.locator_params(nbins=4)
@@ -165,7 +164,6 @@ def per_radio(
             panel.tick_params(labelbottom=True)
     for panel in axes[count:]:
         panel.remove()
-    height = figure.get_figheight()
     figure.text(0.5, 0.05 / height, x, ha="center", va="bottom")
     figure.text(0.03 / width, 0.5, y, ha="left", va="center", rotation=90)
     return figure

@@ -182,7 +182,7 @@ def lock_residual(results: Sequence[Result], scene: Scene) -> Picture | None:
         axes.axhline(0, color=MUTED, lw=0.8)
         axes.plot(slots[keep] - slots[0], residual[keep], ".", color=scene.colour(result.radio), ms=3)
 
-    figure = per_radio(drawn, scene, draw, "slot", "phase, measured minus expected (rad)")
+    figure = per_radio(drawn, scene, draw, "slot", "phase off by (rad)")
     rms = {r.radio: float(np.sqrt(np.mean(r.curves["lock_residual_rad"] ** 2))) for r in drawn}
     worst = max(rms, key=rms.__getitem__)
     caption = f"Phase of each beacon against the tracker's prediction. Largest rms: {rms[worst]:.3f} rad ({worst})"
@@ -204,10 +204,10 @@ def gain(results: Sequence[Result], scene: Scene) -> Picture | None:
         axes.fill_between(bins, low, 20 * np.log10(size + error), color=scene.colour(result.radio), alpha=0.3, lw=0)
         axes.plot(bins, 20 * np.log10(size), color=scene.colour(result.radio))
 
-    figure = per_radio(drawn, scene, draw, "bin", "link gain (dB, full scale to full scale)")
+    figure = per_radio(drawn, scene, draw, "bin", "link gain (dB)")
     caption = (
-        f"Gain of every link over the bins, with its 95 % interval. RMS: {extremes(drawn, 'gain_db', '.2f', 'dB')}; "
-        f"SNR per resource element: {extremes(drawn, 'snr_db', '.1f', 'dB')}."
+        "Gain of every link, full scale to full scale, with its 95 % interval. RMS "
+        f"{extremes(drawn, 'gain_db', '.2f', 'dB')}; SNR per resource element {extremes(drawn, 'snr_db', '.1f', 'dB')}."
     )
     return picture("sounding-gain", figure, caption, f"Link gain over bins of {len(drawn)} nodes, with error bands")
 
@@ -227,7 +227,7 @@ def phase(results: Sequence[Result], scene: Scene) -> Picture | None:
         axes.fill_between(bins, flat - error, flat + error, color=scene.colour(result.radio), alpha=0.3, lw=0)
         axes.plot(bins, flat, color=scene.colour(result.radio))
 
-    figure = per_radio(drawn, scene, draw, "bin", "phase without its slope (rad)")
+    figure = per_radio(drawn, scene, draw, "bin", "phase off a line (rad)")
     caption = (
         "Phase of every link over the bins, with its 95 % interval. The mean slope, which is the delay, is taken out: "
         f"{extremes(drawn, 'delay_samples', '.2f', 'samples') or 'not told'}."
@@ -261,17 +261,18 @@ def advance(results: Sequence[Result], scene: Scene) -> Picture | None:
     drawn = steps(results, "timing_tau")
     if not drawn:
         return None
+    far = max(float(np.abs(r.curves["timing_tau"]).max()) for r in drawn) > 0.3
 
     def draw(axes: Axes, result: Result) -> None:
         tau = result.curves["timing_tau"]
         axes.axhspan(-0.05, 0.05, color=MUTED, alpha=0.2, lw=0)
         axes.plot(np.arange(tau.size), tau, ".-", color=scene.colour(result.radio), lw=0.8, ms=3.5)
-        if axes.get_yscale() == "linear":  # the first of panels that share it
+        if far and axes.get_yscale() == "linear":  # the first of panels that share it
             axes.set_yscale("symlog", linthresh=0.05, linscale=1.5)
             axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=0.1))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tidy(f"{value:g}")))
 
-    figure = per_radio(drawn, scene, draw, "burst", "arrival, late if positive (samples)")
+    figure = per_radio(drawn, scene, draw, "burst", "late by (samples)")
     caption = (
         "Timing loop: arrival of each burst against its place. The grey band is ±0.05 sample. Standard deviation: "
         f"{extremes(drawn, 'std_samples', '.4f', 'samples') or 'not told'}; timing advance: "
@@ -287,8 +288,8 @@ def horizon(results: Sequence[Result], scene: Scene) -> Picture | None:
         return None
     figure, axes = single()
     for result in drawn:
-        time, error = result.curves["phase_horizon_s"] * 1e3, np.maximum(result.curves["phase_sigma_rad"], 1e-4)
-        axes.loglog(time, error, **scene.line(result.radio), ms=4, label=result.radio)
+        time, error = result.curves["phase_horizon_s"] * 1e3, result.curves["phase_sigma_rad"]
+        axes.loglog(time[error > 0], error[error > 0], **scene.line(result.radio), ms=4, label=result.radio)
     axes.axhline(COHERENT_LIMIT_RAD, color=MUTED, ls=":", label=f"limit {COHERENT_LIMIT_RAD} rad")
     used = [told(r.values["horizon_s"]) * 1e3 for r in drawn if "horizon_s" in r.values]
     if used:
@@ -320,7 +321,7 @@ def phase_time(results: Sequence[Result], scene: Scene) -> Picture | None:
         axes.axhline(0, color=MUTED, lw=0.8)
         axes.plot(time[keep] - time[0], value[keep], ".-", color=scene.colour(result.radio), lw=0.7, ms=3.5)
 
-    figure = per_radio(drawn, scene, draw, "time (s)", "phase of the burst (rad)")
+    figure = per_radio(drawn, scene, draw, "time (s)", "phase (rad)")
     rms = {r.radio: float(np.sqrt(np.mean(r.curves["phase_series_rad"] ** 2))) for r in drawn}
     worst = max(rms, key=rms.__getitem__)
     caption = f"Phase of each precoded burst at the server over time. Largest rms: {rms[worst]:.3f} rad ({worst})."

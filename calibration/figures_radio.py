@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from calibration.cells import number, tidy
 from calibration.figures import BAD, MUTED, Picture, Scene, extremes, legend, per_radio, picture, single, steps, told
@@ -148,6 +149,7 @@ def restarts(results: Sequence[Result], scene: Scene) -> Picture | None:
         _histogram(axes, offsets, edges, scene.colour(result.radio))
         ends = sorted({offsets.min(), offsets.max()})
         axes.set_xticks(ends, [number(end) for end in ends])
+        axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
 
     figure = per_radio(drawn, scene, draw, "TX-RX offset (samples)", "restarts", alike=False)
     constant = [r.radio for r in drawn if r.values.get("constant")]

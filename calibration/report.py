@@ -304,6 +304,10 @@ def _stacked(value: str, interval: str) -> str:
     return escape(value) + (f"<br><small>{escape(interval)}</small>" if interval else "")
 
 
+def _beside(value: str, interval: str) -> str:
+    return escape(f"{value} {interval}".rstrip())
+
+
 def _plain(value: Value) -> float:
     return Result("", "", {"it": value}).number("it")
 
@@ -329,14 +333,16 @@ def _section(step: str, results: Sequence[Result], pictures: Sequence[Picture], 
 
 def _table(results: Sequence[Result]) -> str:
     """Write all values of a step, one line per radio."""
-    keys = list(dict.fromkeys(key for result in results for key in result.values))
+    fullest = sorted(results, key=lambda result: -len(result.values))
+    keys = list(dict.fromkeys(key for result in fullest for key in result.values))
     if not keys:
         return ""
     columns = {key: Column.of(key, [r.values[key] for r in results if key in r.values]) for key in keys}
     head = "".join(f'<th scope="col">{escape(column.label)}</th>' for column in columns.values())
+    write = _stacked if len(keys) > 5 else _beside
     rows = "".join(
         f'<tr><th scope="row">{escape(r.radio)}</th>'
-        + "".join(f"<td>{escape(column.cell(r.values.get(key)))}</td>" for key, column in columns.items())
+        + "".join(f"<td>{write(*column.pair(r.values.get(key)))}</td>" for key, column in columns.items())
         + "</tr>"
         for r in results
     )

@@ -14,9 +14,11 @@ import numpy as np
 from calibration import NodeBudget, predict_nmse_db, refuse_coherent, signal_power
 from radio.cell import nmse_db
 from radio.cycle import layout
-from radio.errors import CalibrationError, SamplesLost
+from radio.errors import CalibrationError, RadioError, SamplesLost
 from radio.payload import Payload
-from radio.uplink import Aggregate
+from radio.serverlink import Window
+from radio.uplink import Aggregate, Peer
+from testbed import voided
 from testbed.bus import Envelope
 from testbed.config import round_seed
 from testbed.messages import Plan, Report, Scale, Sent, as_times
@@ -235,13 +237,17 @@ async def _attempt(server: Server, plan: RoundPlan, attempt: int, losses: list[d
     begun = time.perf_counter()
     decode = _Decode(server, plan, payload, names, first, cycle.slots, cycle.burst_at)
     try:
-        aggregate = await asyncio.to_thread(decode.aggregate)
+        windows = await asyncio.to_thread(decode.receive)
+        aggregate = await asyncio.to_thread(decode.aggregate, windows)
     except SamplesLost as error:
         losses.append({"node": "server", "reason": error.message})
         await server.slipped(error)
         return None
     seconds_air = payload.bursts * cycle.slots * link.profile.slot_samples / link.profile.rate_hz
+    known = dict(uplink.peers)
     decoded = await asyncio.to_thread(decode.conclude, aggregate, attempt, losses)
+    if decoded.action == "void":
+        await asyncio.to_thread(decode.keep, windows, known, attempt)
     clipped = sum(e.message.clipped for e in sent.values() if isinstance(e.message, Sent))
     decoded.facts.update(seconds_air=seconds_air, seconds_decode=time.perf_counter() - begun, clipped_transmit=clipped)
     return decoded
@@ -259,15 +265,33 @@ class _Decode:
     slots: int
     burst_at: int
 
-    def aggregate(self) -> Aggregate:
-        """Receive every burst and decode their superposition."""
+    @property
+    def _shifts(self) -> dict[str, int]:
+        return {name: self.server.names.index(name) for name in self.names}
+
+    def receive(self) -> list[Window]:
+        """Receive every burst."""
         link = self.server.link
-        windows = [
+        return [
             link.window(self.first + burst * self.slots, self.burst_at, link.profile.burst_symbols)
             for burst in range(self.payload.bursts)
         ]
-        shifts = [self.server.names.index(name) for name in self.names]
+
+    def aggregate(self, windows: Sequence[Window]) -> Aggregate:
+        """Decode the superposition of all bursts."""
+        shifts = list(self._shifts.values())
         return self.server.uplink.decode(windows, self.names, self.payload, self.payload.seed, shifts)
+
+    def keep(self, windows: Sequence[Window], known: Mapping[str, Peer], attempt: int) -> None:
+        """Write what was received beside the run; a full disk costs the recording and not the run."""
+        server, number = self.server, self.plan.number
+        slots = [self.first + burst * self.slots for burst in range(self.payload.bursts)]
+        facts = {"round": number, "attempt": attempt, "seed": self.payload.seed}
+        name = f"round-{number}-{attempt}"
+        try:
+            voided.keep(server.folder.voided, name, server.link, windows, slots, known, self._shifts, facts)
+        except RadioError as error:
+            server.warn("recording", f"round {number}: what was received is not kept: {error.message}")
 
     def conclude(self, aggregate: Aggregate, attempt: int, losses: list[dict[str, str]]) -> Decoded:
         """Judge the round, feed the loops, step the model unless the round is void, and gather the facts."""

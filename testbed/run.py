@@ -94,6 +94,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def voided(self) -> Path:
+        """Recordings of the last rounds whose sum was thrown away."""
+        return self.path / "voided"
+
+    @property
     def keys(self) -> Path:
         """Key files of a lab that has none of its own."""
         return self.path / "keys"

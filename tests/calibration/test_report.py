@@ -175,7 +175,7 @@ def test_a_report_takes_the_place_of_the_older_only_when_it_is_whole(tmp_path: P
 def test_numbers_are_written_with_as_many_digits_as_their_interval_gives() -> None:
     def cell(name: str, value: Estimate | float | bool | str) -> str:
         column = Column.of(name, [value])
-        return f"{column.label}: {column.cell(value)}"
+        return f"{column.label}: {' '.join(column.pair(value)).strip()}"
 
     minus = "\u2212"
     assert cell("snr_db", Estimate.normal(-20.12345, 0.1, "db")) == f"SNR (dB): {minus}20.12 ± 0.20"
