@@ -116,42 +116,36 @@ def warm_up(
     noise += (10 * float(np.abs(noise).max())) * np.ones_like(noise)
     whiten = np.linalg.inv(np.linalg.cholesky(noise))
 
-    def fit(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        whitened = whiten @ np.column_stack([columns, ppm])
-        design, seen = whitened[:, :-1], whitened[:, -1]
-        inverse = np.linalg.pinv(design.T @ design)
-        parts = inverse @ (design.T @ seen)
-        return parts, inverse, float(np.sum((seen - design @ parts) ** 2))
-
+    seen = whiten @ ppm
     straight = np.column_stack([np.ones_like(since), since])
-    parts, inverse, left = fit(straight)
-    degrees = since.size - 2
-    warm = None
+    frame = np.linalg.qr(whiten @ straight)[0]
+    bent = seen - frame @ (frame.T @ seen)  # what no straight line explains
+
+    def explained(log_s: np.ndarray) -> np.ndarray:
+        """What warm-ups of these time constants explain of it, in chi-square."""
+        columns = whiten @ np.exp(-since[:, None] / np.exp(log_s))
+        columns -= frame @ (frame.T @ columns)
+        return np.asarray((bent @ columns) ** 2 / np.sum(columns**2, axis=0))
+
+    columns = straight
     if since.size >= 8:
-
-        def with_warm(log_s: float) -> float:
-            return fit(np.column_stack([straight, np.exp(-since / np.exp(log_s))]))[2]
-
         grid = np.linspace(np.log(span / 50), np.log(2 * span), 40)
-        best = int(np.argmin([with_warm(each) for each in grid]))
-        found = minimize_scalar(
-            with_warm,
-            bounds=(grid[max(best - 1, 0)], grid[min(best + 1, 39)]),
-            method="bounded",
-            options={"xatol": 1e-6},
-        )
-        if left - float(found.fun) > _SIGNIFICANT * max(float(found.fun) / (since.size - 4), 1.0):
+        best = int(np.argmax(explained(grid)))
+        ends = grid[max(best - 1, 0)], grid[min(best + 1, grid.size - 1)]
+        found = minimize_scalar(lambda x: -explained(np.array([x]))[0], bounds=ends, method="bounded")
+        left = float(bent @ bent + found.fun)
+        if -float(found.fun) > _SIGNIFICANT * max(left / (since.size - 4), 1.0):
             warm_s = float(np.exp(found.x))
             decay = np.exp(-since / warm_s)
-            amplitude = float(fit(np.column_stack([straight, decay]))[0][2])
+            amplitude = float(np.linalg.lstsq(whiten @ np.column_stack([straight, decay]), seen, rcond=None)[0][2])
             # Linearised in the time constant as well: its uncertainty enters the others'.
             columns = np.column_stack([straight, decay, amplitude * decay * since / warm_s**2])
-            parts, inverse, left = fit(columns)
-            degrees = since.size - 4
-            warm = (amplitude, warm_s)
+    design = whiten @ columns
+    parts = np.linalg.lstsq(design, seen, rcond=None)[0]
+    left, degrees = float(np.sum((seen - design @ parts) ** 2)), since.size - columns.shape[1]
     misfit = float(np.sqrt(left / degrees))
     wide = max(misfit, 1.0) * float(t.ppf(0.975, degrees))
-    reach = wide * np.sqrt(np.diag(inverse))
+    reach = wide * np.sqrt(np.diag(np.linalg.inv(design.T @ design)))
 
     def estimate(place: int, value: float, scale: float, unit: str) -> Estimate:
         return Estimate(
@@ -160,8 +154,8 @@ def warm_up(
 
     return WarmUp(
         drift_ppb_per_s=estimate(1, float(parts[1]), 1e3, "ppb_per_s"),
-        warm_ppm=None if warm is None else estimate(2, warm[0], 1.0, "ppm"),
-        warm_s=None if warm is None else estimate(3, warm[1], 1.0, "s"),
+        warm_ppm=None if columns is straight else estimate(2, float(parts[2]), 1.0, "ppm"),
+        warm_s=None if columns is straight else estimate(3, warm_s + float(parts[3]), 1.0, "s"),
         ppm=estimate(0, float(parts[0]), 1.0, "ppm"),
         misfit=misfit,
     )

@@ -51,7 +51,7 @@ def turned(found, truth):
 
 
 @pytest.mark.parametrize("taps", [ONE_PATH, ROOM, ECHOES], ids=["one path", "room", "echoes"])
-@pytest.mark.parametrize("snr_db", [-5.0, 5.0, 20.0, 30.0])
+@pytest.mark.parametrize("snr_db", [-5.0, 5.0, 20.0])
 def test_gain_snr_and_delay_lie_in_their_intervals(taps, snr_db):
     """With echoes the true delay is the estimator's own definition on the link without noise."""
     held, off, trials = np.zeros(4), [], 50

@@ -200,9 +200,9 @@ def test_perfect_clocks_and_a_shared_reference_have_no_floor():
     assert stability(series(np.zeros(500))).adev.high < 1e-12
 
 
-@pytest.mark.parametrize("own", [(3e-10, 3e-10), (1e-10, 3e-10, 1e-9, 0.0), (3e-10,) * 6])
+@pytest.mark.parametrize("own", [(3e-10, 3e-10), (1e-10, 3e-10, 1e-9, 0.0), (3e-10,) * 5])
 def test_each_oscillator_is_told_apart_from_the_server(own):
-    server, trials, floor = 5e-10, 70, 1e-10
+    server, trials, floor = 5e-10, 40, 1e-10
     held = {}
     for seed in range(trials):
         rng = np.random.default_rng(seed)
@@ -217,7 +217,7 @@ def test_each_oscillator_is_told_apart_from_the_server(own):
             truth = server if name == "server" else own[int(name[-1])]
             held.setdefault(name, []).append(estimate.holds(truth))
     assert sorted(held) == sorted([*errors, "server"])
-    assert all(np.mean(each) >= 0.88 for each in held.values())  # 70 trials: 2.7 sigma below 95 %
+    assert all(np.mean(each) >= 0.85 for each in held.values())  # 40 trials: 2.9 sigma below 95 %
     assert 0.93 <= np.mean(list(held.values())) <= 0.995
 
 
@@ -229,7 +229,7 @@ def test_one_node_is_not_told_apart_nor_are_nodes_that_heard_different_slots():
 
 @pytest.mark.parametrize(("adev", "cfo_sigma_hz"), [(3e-10, 1.0), (1e-10, 10.0)])
 def test_frequency_at_an_instant_lies_in_its_interval(adev, cfo_sigma_hz):
-    held, trials = [], 60
+    held, trials = [], 40
     for seed in range(trials):
         found, _, node, server = heard(
             seed, adev, count=400, phase_rad=3e-3 * cfo_sigma_hz, cfo_sigma_hz=cfo_sigma_hz, missed=0.02
