@@ -23,6 +23,7 @@ NULLS = 3
 
 def turns(raw: Complex64[np.ndarray, "cycle bin"]) -> Float64[np.ndarray, " cycle"]:
     """Give the phase of each repeat against their common shape, of mean near zero."""
+    raw = raw.astype(np.complex128)
     shape = raw[0]
     for _ in range(2):
         angles = np.angle(raw @ np.conj(shape))

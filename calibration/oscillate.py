@@ -13,8 +13,8 @@ from radio.errors import CalibrationError
 
 #: Slots from one beacon of the dense stretch to the next.
 EVERY = 2
-#: Instants of the warm-up, and beacons at each.
-INSTANTS, BEACONS = 120, 3
+#: Instants of the warm-up: every so many seconds, within these numbers; and beacons at each.
+SPACING_S, LEAST, MOST, BEACONS = 5.0, 8, 120, 3
 #: What a crystal may be off by, and how fast it may move, before a run: what the search for beacons takes, and what the
 #: trackers are laid out for.
 PPM, DRIFT_PPB_S = 50.0, 25.0
@@ -24,8 +24,8 @@ def oscillator(bench: Bench) -> list[Result]:
     """Measure the frequencies, the drift and the stability of all crystals against the server's."""
     if not bench.locked:
         bench.search("oscillator", BEACONS)
-    spacing = max(int(bench.options.warm_up_s / bench.slot_s / INSTANTS), BEACONS + 1)
-    instants = max(5, min(INSTANTS, int(bench.options.warm_up_s / bench.slot_s / spacing)))
+    instants = min(max(int(bench.options.warm_up_s / SPACING_S), LEAST), MOST)
+    spacing = max(int(bench.options.warm_up_s / bench.slot_s / instants), BEACONS + 1)
     sparse = (np.arange(instants)[:, None] * spacing + np.arange(BEACONS)).reshape(-1)
     warm = bench.listen("oscillator", sparse)
     dense = bench.listen("oscillator", np.arange(int(bench.options.oscillator_s / bench.slot_s / EVERY)) * EVERY)
