@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from fl_core.decode import ESTIMATORS, nmse_db, recoverable
     from fl_core.encode import SPARSIFIERS, compress, energy, power_scale, rand_k, top_k
     from fl_core.estimate import estimate_constants
-    from fl_core.mac import Channel, draw_gains, fading_mac, ideal_mac, mean_gain
+    from fl_core.mac import (
+        Channel,
+        draw_gains,
+        fading_mac,
+        ideal_mac,
+        inversion_power,
+        mean_gain,
+        participation,
+    )
     from fl_core.maml import (
         Evaluation,
         evaluate,
@@ -68,9 +76,7 @@ if TYPE_CHECKING:
         channel_error,
         convergence_bound,
         generalisation_bound,
-        inversion_power,
         memory_bound,
-        participation,
         truncation_threshold,
     )
 
@@ -177,7 +183,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "decode": ("ESTIMATORS", "nmse_db", "recoverable"),
     "encode": ("SPARSIFIERS", "compress", "energy", "power_scale", "rand_k", "top_k"),
     "estimate": ("estimate_constants",),
-    "mac": ("Channel", "draw_gains", "fading_mac", "ideal_mac", "mean_gain"),
+    "mac": ("Channel", "draw_gains", "fading_mac", "ideal_mac", "inversion_power", "mean_gain", "participation"),
     "maml": (
         "Evaluation",
         "evaluate",
@@ -217,9 +223,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "channel_error",
         "convergence_bound",
         "generalisation_bound",
-        "inversion_power",
         "memory_bound",
-        "participation",
         "truncation_threshold",
     ),
 }

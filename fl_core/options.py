@@ -168,10 +168,11 @@ class SchemeOptions(Options):
     precoder: Literal["phase", "inversion", "none"] | None = Field(
         default=None, description="What a node undoes of its channel before sending; unset: the scheme's own choice."
     )
-    power: Literal["round", "average"] = Field(
+    power: Literal["round", "average", "shared"] = Field(
         default="round",
-        description="Power limit under inversion. round: no client exceeds it in any round. average: only over the "
-        "fading, as published for truncated inversion; simulation only.",
+        description="Power limit. round: no client exceeds it in any round. average: under inversion only over the "
+        "fading, as published for truncated inversion. shared: the clients of a round spend exactly their number times "
+        "the limit together, so that schemes compare at equal energy. A node keeps to round.",
     )
     threshold: float = Field(
         default=0.1,

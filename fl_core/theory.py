@@ -12,9 +12,8 @@ import math
 from dataclasses import asdict, dataclass
 
 from scipy.optimize import minimize_scalar
-from scipy.special import exp1
 
-from fl_core.mac import RAYLEIGH_MEAN, RAYLEIGH_SPREAD
+from fl_core.mac import RAYLEIGH_MEAN, RAYLEIGH_SPREAD, inversion_power
 
 
 @dataclass(frozen=True)
@@ -244,16 +243,6 @@ def aggregate_snr_db(snr_db: float, active: int, weakest_db: float = 0.0) -> flo
     return snr_db + weakest_db + 10.0 * math.log10(active)
 
 
-def inversion_power(threshold: float) -> float:
-    """Return E[1{|h|^2 >= g}/|h|^2] = E_1(g) for Rayleigh fading of unit power: what truncated inversion spends."""
-    return float(exp1(threshold))
-
-
-def participation(threshold: float) -> float:
-    """Return Pr(|h|^2 >= g) = e^{-g} for Rayleigh fading of unit power."""
-    return math.exp(-threshold)
-
-
 def truncation_threshold(
     eta: float, local_steps: int, share: float, active: int, snr: float, smoothness: float = 1.0, square: float = 1.0
 ) -> float:
@@ -280,7 +269,7 @@ def truncation_threshold(
     def cost(logarithm: float) -> float:
         g = math.exp(logarithm)
         kept = math.expm1(2.0 * g)
-        return float(noise * (4.0 * kept + 1.0) * exp1(g) + held * kept)
+        return noise * (4.0 * kept + 1.0) * inversion_power("rayleigh", g) + held * kept
 
     found = minimize_scalar(cost, bounds=(math.log(1e-12), math.log(5.0)), method="bounded", options={"xatol": 1e-9})
     return math.exp(float(found.x))

@@ -346,6 +346,7 @@ def sweep(
                 orders.setdefault(_constants_key(point), ("constants", point.experiment))
         kept = sum(key in finished for key in orders)
         waiting = {key: order for key, order in orders.items() if key not in finished}
+        waiting = dict(sorted(waiting.items(), key=lambda item: item[1][1].run.seed))  # a worker keeps a seed's images
         peak = 0.0
 
         def progress(problem: str | None = None) -> Progress:

@@ -384,6 +384,17 @@ def test_runs_in_simulation_within_the_power_limit(world, name, options):
     assert torch.equal(rest.state.memories, whole.state.memories)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if build(name, {}).over_air or name == "digital"])
+def test_clients_that_share_their_power_spend_as_much_under_every_scheme(world, name):
+    model, clients, data = world
+    scheme = build(name, {"power": "shared", "threshold": 1e-3}, model.dimension)
+    run = simulate(
+        model, clients, data, LearnOptions(local_steps=1), scheme, Channel(snr_db=5.0), rounds=3, active=3, seed=2
+    )
+    for record in run.records:
+        assert sum(record.power) == pytest.approx(3.0, rel=1e-5)
+
+
 def test_an_unknown_scheme_is_refused_with_the_list():
     with pytest.raises(ValueError, match=r"'fedsgd' is unknown.*air-meta-pfl"):
         make_scheme(SchemeOptions(name="fedsgd"), DIMENSION)

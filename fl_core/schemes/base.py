@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from fl_core.encode import compress, kept_entries, power_scale, require_finite
+from fl_core.encode import compress, energy, kept_entries, power_scale, require_finite
 from fl_core.mac import Channel, after_precoding, fading_mac, inversion_power, mean_gain, transmit_energy
 from fl_core.mappings import Mapping, make_mapping
 from fl_core.options import LearnOptions, SchemeOptions
@@ -101,7 +101,7 @@ class Scheme(Protocol):
 
     @property
     def averages(self) -> bool:
-        """Whether the power limit holds on average over the fading, and ``scale`` takes energies before precoding."""
+        """Whether single clients may exceed the power limit in a round: it holds over the fading, or for all together."""
 
     @property
     def antennas(self) -> int:
@@ -130,6 +130,11 @@ class Scheme(Protocol):
         self, symbols: Complex[Tensor, "client symbol"], gains: Tensor, channel: Channel
     ) -> Float[Tensor, " client"]:
         """Return the energy that each client spends on its unscaled symbols."""
+
+    def limited(
+        self, symbols: Complex[Tensor, "client symbol"], spent: Float[Tensor, " client"]
+    ) -> Float[Tensor, " client"]:
+        """Return the energies of unscaled symbols that the power rule limits, for ``scale``."""
 
     def superpose(
         self,
@@ -234,8 +239,8 @@ class Base:
 
     @property
     def averages(self) -> bool:
-        """No: the limit holds in every round."""
-        return False
+        """Only where the clients share it."""
+        return self.options.power == "shared"
 
     @property
     def antennas(self) -> int:
@@ -286,6 +291,10 @@ class Base:
     def spent(self, symbols: Tensor, gains: Tensor, channel: Channel) -> Tensor:
         """Count what precoding costs."""
         return transmit_energy(symbols, gains, self.precoder, self.threshold)
+
+    def limited(self, symbols: Tensor, spent: Tensor) -> Tensor:
+        """Limit what each client spends, or the mean of it."""
+        return spent.mean(0, keepdim=True) if self.options.power == "shared" else spent
 
     def superpose(
         self, symbols: Tensor, gains: Tensor, heard: list[int], channel: Channel, generator: torch.Generator
@@ -345,13 +354,22 @@ class Inverting(Dense):
         return self.options.threshold
 
     @property
-    def averages(self) -> bool:
-        """By option, where there is something to invert."""
+    def over_fading(self) -> bool:
+        """Whether the limit holds on average over the fading: by option, where there is something to invert."""
         return self.options.power == "average" and self.precoder == "inversion"
+
+    @property
+    def averages(self) -> bool:
+        """Over the fading, or among the clients."""
+        return self.over_fading or super().averages
+
+    def limited(self, symbols: Tensor, spent: Tensor) -> Tensor:
+        """Limit symbols before inversion where fading averages it out."""
+        return energy(symbols) if self.over_fading else super().limited(symbols, spent)
 
     def limit(self) -> float:
         """Return the mean power allowed to symbols before inversion (``average``), or to what is sent."""
-        return 1.0 / inversion_power(self.options.fading, self.threshold) if self.averages else 1.0
+        return 1.0 / inversion_power(self.options.fading, self.threshold) if self.over_fading else 1.0
 
     def scale(self, norms_squared: Iterable[float], plan: Plan) -> float:
         """Return the largest common amplitude within :meth:`limit`."""

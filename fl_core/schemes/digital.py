@@ -83,14 +83,14 @@ class Digital(Ideal):
 
     def wired_power(self, clients: int) -> float:
         """Return what the bits would take: all of the round's power, or a peak in the client's own share of it."""
-        return 1.0 if self.options.power == "average" else 1.0 / clients
+        return 1.0 / clients if self.options.power == "round" else 1.0
 
     def entries(self, csi: Csi, plan: Plan) -> Tensor:
         """Count what each client can afford, shape (...): with |h| = 1 and the SNR of the options unless told."""
         noise = Channel(self.options.fading, self.options.snr_db).noise if csi.noise is None else csi.noise
         power = torch.ones(1) if csi.gains is None else csi.gains.abs().square()
         snr = power.double().mean(-1) / noise if noise > 0 else torch.full(power.shape[:-1], math.inf)
-        average = self.options.power == "average"
+        average = self.options.power != "round"
         flat = [
             affordable(self.dimension, self.options.bits, capacity_bits(self.uses, plan.clients, float(one), average))
             for one in snr.reshape(-1)

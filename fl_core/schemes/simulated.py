@@ -66,8 +66,8 @@ def exchange(
         received = ideal_mac(final.scale * symbols[listed])
         return Exchange(received, Csi(noise=0.0), final, (scheme.wired_power(count),) * count, sparse, remaining)
     spent = scheme.spent(symbols, gains, channel)
-    ruled = energy(symbols) if scheme.averages else spent
-    final = replace(plan, clients=len(heard), scale=scheme.scale(ruled.tolist(), plan))
+    scale = scheme.scale(scheme.limited(symbols, spent).tolist(), plan)
+    final = replace(plan, clients=len(heard), scale=scale)
     power = tuple((spent * final.scale**2 / scheme.symbols).tolist())
     received, csi = scheme.superpose(
         final.scale * symbols, gains, listed, channel, generator(seed, "noise", plan.round)

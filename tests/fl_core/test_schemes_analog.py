@@ -86,11 +86,11 @@ def test_truncated_inversion_takes_part_and_spends_as_published(threshold):
     scheme = make("truncated-inversion", 100_000, threshold=threshold, power="average")
     updates = vectors(1, scheme.dimension).sign()  # constant modulus: every symbol tells of the fading alone
     spent = quad(lambda g: math.exp(-g) / g, threshold, math.inf)[0]
+    assert participation("rayleigh", threshold) == pytest.approx(quad(lambda g: math.exp(-g), threshold, math.inf)[0])
     assert inversion_power("rayleigh", threshold) == pytest.approx(spent, rel=1e-6)
     ((sent, estimate),) = rounds_of(scheme, channel, updates, 1)
     shared = float((estimate[:50_000] != 0).float().mean())
     assert shared == pytest.approx(math.exp(-threshold), abs=5 * 0.5 / math.sqrt(50_000))
-    assert participation("rayleigh", threshold) == math.exp(-threshold)
     # 1/|h|^2 has a variance of about 1/threshold over 50,000 symbols.
     assert sent.power[0] == pytest.approx(1.0, abs=5 / math.sqrt(threshold * 50_000) / spent)
     active = estimate[estimate != 0]
