@@ -178,8 +178,8 @@ class SchemeOptions(Options):
         default=0.1,
         ge=0,
         le=10,
-        description="truncated-inversion, airfl-mem, cotaf, obda: a client is silent where |h|^2 lies below this; its "
-        "mean is 1. Simulation only: a node inverts its whole link.",
+        description="truncated-inversion, airfl-mem, cotaf, obda, a-dsgd: a client is silent where |h|^2 lies below "
+        "this; its mean is 1. A node is silent on single bins of its link.",
     )
     inversion: Literal["truncated", "mse"] = Field(
         default="truncated",

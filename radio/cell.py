@@ -53,9 +53,10 @@ class Cell:
     Args:
         server: the server's radio, opened.
         nodes: the nodes' radios by name, opened; sorted names fix positions and shifts.
-        profile, mode, precoder: as agreed by all.
+        profile, mode, precoder: as agreed by all; under ``none`` symbols are not spread, and the server reads energies.
         rx_gain_db: receive gain of every radio.
         adev: Allan deviation that the trackers assume.
+        threshold: share of its mean power below which an inverting node leaves a bin silent.
         before: beacons ahead of each burst.
     """
 
@@ -66,6 +67,7 @@ class Cell:
     precoder: str = "phase"
     rx_gain_db: float = 60.0
     adev: float = 3e-10
+    threshold: float = 0.0
     before: int = 3
     seed: int = 1
     link: ServerLink = field(init=False)
@@ -90,7 +92,7 @@ class Cell:
             serials[serial] = name
         self.link = ServerLink(self.server, self.profile, self.rx_gain_db, self.seed)
         self.link.open()
-        self.uplink = Uplink(self.profile, self.mode, self.precoder, max(len(self.nodes), 1))
+        self.uplink = Uplink(self.profile, self.mode, self.precoder, max(len(self.nodes), 1), self.threshold)
         self.links = {}
         for place, (name, radio) in enumerate(sorted(self.nodes.items())):
             node = NodeLink(radio, self.profile, self.rx_gain_db, self.adev, self.seed + 1 + place)
@@ -180,7 +182,7 @@ class Cell:
         """
         ordered = sorted(symbols)
         everyone = sorted(self.links)
-        payload = Payload(self.profile, self.mode, len(symbols[ordered[0]]), self.seed + number, appended)
+        payload = self.payload(len(symbols[ordered[0]]), number, appended)
         cycle = layout(self.profile, self.lead_samples, self.before, self.profile.burst_samples)
         first = self.link.schedule(cycle, payload.bursts)
         targets: list[np.ndarray] = []
@@ -196,7 +198,7 @@ class Cell:
             known = canary(self.profile, self.seed + number, shift, self.mode)
             for burst, data in enumerate(grid):
                 whole = assemble(data, pilot(self.profile, shift, self.uplink.nodes_max), known)
-                sent = tamper(name, node.precode(whole, self.precoder))
+                sent = tamper(name, node.precode(whole, self.precoder, self.uplink.floor(name)))
                 try:
                     report, sigma[name] = node.follow(first + burst * cycle.slots, cycle, sent)
                 except (LinkError, SamplesLost) as error:
@@ -228,10 +230,14 @@ class Cell:
         target = payload.read(np.sum(targets, axis=0).astype(np.complex64))[0] if observed else None
         return Outcome(aggregate, sigma, target, lost, clipped)
 
+    def payload(self, count: int, number: int, appended: bool = False) -> Payload:
+        """Lay out ``count`` symbols of a round."""
+        return Payload(self.profile, self.mode, count, self.seed + number, appended, self.precoder != "none")
+
     def weight(self, name: str, start: int) -> np.ndarray:
-        """True arrival amplitude of a node per bin in units of the level (ones under inversion)."""
+        """True arrival amplitude of a node per bin in units of the level; under inversion 1 where it sends."""
         if self.precoder == "inversion":
-            return np.ones(len(self.profile.bins), np.float32)
+            return self.links[name].audible(self.uplink.floor(name))
         witness = self.nodes[name].witness
         assert witness is not None
         offsets_hz = np.asarray(self.profile.bins) * self.profile.spacing_hz

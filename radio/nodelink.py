@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Complex64, Float64
+from jaxtyping import Complex64, Float32, Float64
 
 from radio.base import Radio, RadioConfig, TxReport
 from radio.beacon import BeaconFix, acquire, track
 from radio.cycle import Cycle
 from radio.errors import LinkError, RadioRefused, SamplesLost
-from radio.ofdm import Profile, clip, precode, synthesise
+from radio.ofdm import Profile, clip, data_rows, precode, synthesise
 from radio.timeline import Echo, measure_offset
 from radio.track import PhaseTracker, SlotClock
 
@@ -298,11 +298,26 @@ class NodeLink:
         middle = self.tracker.predict(float(wave.index[wave.index.size // 2]), scale=self.scale)
         return replace(report, clipped=report.clipped + clipped), float(middle.sigma_rad)
 
-    def precode(self, grid: Grid, kind: str) -> Grid:
-        """Apply the link estimate: ``phase``, ``inversion`` or ``none``; the drive sets the amplitude."""
+    def precode(self, grid: Grid, kind: str, floor: float = 0.0) -> Grid:
+        """Apply the link estimate to a burst: ``phase``, ``inversion`` or ``none``; the drive sets the amplitude.
+
+        Pilots and canary always keep the phase, since they are how the server follows the link: under ``none`` the data
+        alone go out as they are, and with a ``floor`` the data alone are silent on bins whose link is weaker.
+        """
         if self.csi is None:
             raise LinkError(f"{self.radio.name}: no link estimate", "sound this node again")
-        return precode(grid, self.csi.gain, kind, self.csi.drive)
+        gain, drive, data = self.csi.gain, self.csi.drive, data_rows(grid.shape[0])
+        sent = precode(grid, gain, "phase" if kind == "none" else kind, drive)
+        if kind == "none":
+            sent[data] = precode(grid[data], gain, kind, drive)
+        sent[data] *= self.audible(floor)
+        return sent
+
+    def audible(self, floor: float) -> Float32[np.ndarray, " bin"]:
+        """Give 1 on the bins whose link amplitude reaches a floor, 0 on the others."""
+        if self.csi is None:
+            raise LinkError(f"{self.radio.name}: no link estimate", "sound this node again")
+        return np.asarray(np.abs(self.csi.gain) >= floor, np.float32)
 
     def state(self) -> dict[str, Any]:
         """Give everything needed to go on after a restart, as plain JSON values."""

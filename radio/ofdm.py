@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import cast
 
 import numpy as np
-from jaxtyping import Complex64, Float32, Float64
+from jaxtyping import Complex64, Float32, Float64, Int64
 from scipy.fft import dct, fft, idct, ifft
 
 from radio.errors import ConfigError, LinkError, SamplesLost
@@ -269,12 +269,18 @@ def assemble(
     return np.concatenate([pilot[None], data[:half], pilot[None], data[half:], pilot[None], canary[None]])
 
 
+def data_rows(symbols: int) -> Int64[np.ndarray, " data"]:
+    """Give the places of the data among the symbols of a burst."""
+    middle = (symbols - 4) // 2 + 1
+    return np.concatenate([np.arange(1, middle), np.arange(middle + 1, symbols - 2)])
+
+
 def split(
     grid: Complex64[np.ndarray, "symbol bin"],
 ) -> tuple[Complex64[np.ndarray, "3 bin"], Complex64[np.ndarray, "data bin"], Complex64[np.ndarray, " bin"]]:
     """Take a burst apart: verification pilots (V0, M, V1), data, canary."""
     middle = (grid.shape[0] - 4) // 2 + 1
-    return grid[[0, middle, -2]], np.concatenate([grid[1:middle], grid[middle + 1 : -2]]), grid[-1]
+    return grid[[0, middle, -2]], grid[data_rows(grid.shape[0])], grid[-1]
 
 
 def drive_for_backoff(profile: Profile, backoff_db: float = 9.0) -> float:

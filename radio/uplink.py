@@ -19,7 +19,7 @@ from radio.ofdm import Profile, canary, drive_for_backoff, split
 from radio.payload import Payload
 from radio.serverlink import Window
 from radio.sync import Link, merge_links, noise_of
-from radio.verify import Limits, Verdict, Verification, judge, q_meter, verify
+from radio.verify import Limits, Verdict, Verification, judge, q_meter, verify, without_phases
 
 #: Gains of the slow loops per round: phase, timing, slope of the amplitude, mean power, error variances, noise.
 PHASE_GAIN, DELAY_GAIN, TILT_GAIN, POWER_GAIN, SPREAD_GAIN, NOISE_GAIN = 0.4, 0.2, 0.2, 0.1, 0.1, 0.2
@@ -117,6 +117,7 @@ class Uplink:
     mode: str
     precoder: str
     nodes_max: int
+    threshold: float = 0.0
     backoff_db: float = 9.0
     limits: Limits = field(default_factory=Limits)
     peers: dict[str, Peer] = field(default_factory=dict)
@@ -166,9 +167,23 @@ class Uplink:
             return 1.0
         return float(np.abs(self.peers[name].gain).mean()) * self.drive(name) / self.level
 
+    def floor(self, name: str) -> float:
+        """Link amplitude below which ``name`` is silent under inversion: |h|^2 = threshold, as |h|^2 has mean 1."""
+        return math.sqrt(self.threshold * self.peers[name].power) if self.precoder == "inversion" else 0.0
+
+    def share(self, name: str) -> float:
+        """Share of the bins on which ``name`` sends."""
+        return float((np.abs(self.peers[name].gain) >= self.floor(name)).mean())
+
     def gain_mean(self, names: Sequence[str]) -> float:
-        """Mean arrival amplitude in units of the level: mu_h of the decoder, 1 under inversion."""
-        return float(np.mean([self.arrival(name) for name in names]))
+        """Mean arrival amplitude in units of the level: mu_h of the decoder; under inversion the share that is sent."""
+        return float(np.mean([self.arrival(name) * self.share(name) for name in names]))
+
+    def gain_power(self, names: Sequence[str]) -> float:
+        """Mean square of the arrival amplitude in units of the level, over nodes and bins."""
+        if self.precoder == "inversion":
+            return 1.0
+        return float(np.mean([np.mean((np.abs(self.peers[n].gain) * self.drive(n) / self.level) ** 2) for n in names]))
 
     def first_sounding(self, name: str, link: Link) -> float:
         """Take the first look at a node: returns the timing advance that it must apply before the next soundings."""
@@ -269,7 +284,7 @@ class Uplink:
         off = known.real - target.real if self.mode == "R" else known - target
         symbols, checks = payload.read(grid)
         # In both modes a symbol has the mean power of an element; R-mode elements carry half of the noise into it.
-        inside = noise / 2 if self.mode == "R" else noise
+        inside = noise / 2 if payload.real else noise
         signal = max(float(np.mean(np.abs(symbols) ** 2)) - inside, inside)
         self.noise += NOISE_GAIN * (noise * float(level) ** 2 - self.noise)
         return Aggregate(
@@ -277,13 +292,13 @@ class Uplink:
             elements=grid,
             verification=seen,
             gains=gains.mean(2),
-            verdict=judge(seen, self.mode, self.limits),
+            verdict=judge(seen, self.mode, self.limits if self.precoder != "none" else without_phases(self.limits)),
             noise=noise,
             signal=signal,
             canary_nmse_db=10 * math.log10(float(np.mean(np.abs(off) ** 2)) / signal),
             checksum_nmse_db=payload.checksum_nmse_db(symbols, checks) - TWICE_DB if payload.appended else None,
             phase_rms_rad=float(np.sqrt(np.mean(np.angle(gains.mean(2)) ** 2))),
-            q_sigma_rad=q_meter(grid, noise, len(names), 1.0) if self.mode == "R" else None,
+            q_sigma_rad=q_meter(grid, noise, len(names), 1.0) if payload.real else None,
             clipped=sum(window.capture.clipped for window in windows),
             lost=sum(event.count for window in windows for event in window.capture.events if event.kind != "clipped"),
         )

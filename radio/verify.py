@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -175,6 +176,11 @@ def verify(
         rogue_gain=float(np.sqrt(rogue) / amplitude.mean()),
         pilots=pilots,
     )
+
+
+def without_phases(limits: Limits) -> Limits:
+    """Lift the limits that matter only where waves must add up in phase."""
+    return replace(limits, phase_rad=math.inf, phase_rad_complex=math.inf, cfo_drift_rad=math.inf)
 
 
 def judge(verification: Verification, mode: str, limits: Limits | None = None) -> Verdict:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from radio.errors import ConfigError, RunError
 from testbed.config import Experiment
 
 Vector = Float32[np.ndarray, " d"]
+Symbols = Complex64[np.ndarray, " symbol"]
 
 
 class _Common:
@@ -58,7 +59,7 @@ class Work:
     """One client's round before it goes on the air: unscaled symbols and what became of the update."""
 
     round: int
-    symbols: Complex64[np.ndarray, " symbol"]
+    symbols: Symbols
     norm_squared: float
     nonzeros: int
     dense: Vector
@@ -103,6 +104,20 @@ class Pupil(_Common):
             seconds=time.perf_counter() - begun,
         )
 
+    def recall(self, work: Work, lost: Callable[[Symbols], Symbols]) -> Work:
+        """Give work the memory of what fades cut off its symbols, under a scheme that keeps it.
+
+        Args:
+            work: of this round.
+            lost: symbols to the part of them that the radio does not send.
+        """
+        if not self.scheme.recalls:
+            return work
+        update, memory = torch.from_numpy(work.dense), torch.from_numpy(self.memory)
+        plan = self.plan(work.round, 1)
+        kept = self.scheme.late(update, memory, lambda symbols: torch.from_numpy(lost(symbols.numpy())), plan)
+        return replace(work, memory=kept.numpy())
+
     def commit(self, work: Work) -> None:
         """Take over the memory of a round that was used."""
         self.memory = work.memory
@@ -132,11 +147,12 @@ class Teacher(_Common):
 
     def step(
         self,
-        received: Complex64[np.ndarray, " symbol"],
+        received: Symbols,
         round_number: int,
         clients: int,
         scale: float,
         gain_mean: float,
+        gain_power: float,
         noise: float,
     ) -> Tensor:
         """Decode the mean update from a received sum and apply it.
@@ -147,13 +163,14 @@ class Teacher(_Common):
             clients: how many are in the sum.
             scale: common amplitude of the symbols.
             gain_mean: mean arrival amplitude.
+            gain_power: mean square of it.
             noise: error variance per symbol, everything included.
 
         Returns:
             The decoded mean update, shape (d,).
         """
         plan = self.plan(round_number, clients, scale)
-        estimate = self.scheme.decode(torch.from_numpy(received), Csi(gain_mean, noise), plan)
+        estimate = self.scheme.decode(torch.from_numpy(received), Csi(gain_mean, noise, gain_power=gain_power), plan)
         if not bool(torch.isfinite(estimate).all()):
             raise RunError(
                 f"round {round_number}: the decoded update is not finite",

@@ -190,6 +190,7 @@ class Plan(Header):
     shifts: Annotated[int, Field(ge=1)]
     mode: Literal["R", "C"]
     precoder: Literal["phase", "inversion", "none"]
+    floor: float = Field(default=0.0, ge=0)  # link amplitude below which the data of a bin are silent
     appended: bool = False  # analog checksums ride behind the payload
     seed: Count
     attempt: Count = 0  # 1 and up: the same burst again, after a voided one

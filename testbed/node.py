@@ -326,7 +326,8 @@ class Node:
         self._go("train")
         work = self.work = pupil.work(arrays["theta"], order.round, len(order.clients))
         checks: tuple[float, ...] = ()
-        if experiment.waveform.checksum == "digital" and pupil.scheme.over_air:
+        summed = pupil.scheme.over_air and pupil.scheme.precoder != "none"  # energies have no linear checksums
+        if experiment.waveform.checksum == "digital" and summed:
             checks = tuple(float(c) for c in self._payload(order.round, appended=False).checks(work.symbols))
         scale = Scale(
             norm_squared=work.norm_squared, nonzeros=work.nonzeros, seconds_train=work.seconds, checksums=checks
@@ -341,10 +342,11 @@ class Node:
             pupil.scheme.symbols,
             round_seed(experiment.run.seed, round_number),
             appended,
+            spread=pupil.scheme.precoder != "none",
         )
 
     def _plan(self, order: Plan, arrays: dict[str, np.ndarray]) -> Message:
-        link, _, _ = self._parts()
+        link, pupil, _ = self._parts()
         work = self.work
         if work is None or work.round != order.round:
             raise LinkError(f"node {self.name}: no update for round {order.round}", "the next round starts afresh")
@@ -353,13 +355,15 @@ class Node:
         self._go("plan")
         link.csi = LinkCsi(link.csi.gain, link.csi.advance_samples, order.drive)
         cycle, payload = as_cycle(order.cycle), self._payload(order.round, order.appended)
+        silent = 1 - link.audible(order.floor)
+        work = self.work = pupil.recall(work, lambda symbols: payload.read(payload.fill(symbols) * silent)[0])
         symbols = (work.symbols * np.float32(order.scale)).astype(np.complex64)
         grid = payload.fill(symbols)
         known = canary(link.profile, order.seed, order.shift, order.mode)
         mark = pilot(link.profile, order.shift, order.shifts)
         reports = []
         for number, data in enumerate(grid):
-            burst = link.precode(assemble(data, mark, known), order.precoder)
+            burst = link.precode(assemble(data, mark, known), order.precoder, order.floor)
             reports.append(link.follow(order.first_slot + number * cycle.slots, cycle, burst))
         self._go("transmitted")
         self._testify(order, work, grid, [report.start for report, _ in reports])
@@ -371,7 +375,7 @@ class Node:
         if witness is None:
             return
         link, _, _ = self._parts()
-        elements = grid.copy()
+        elements = grid * link.audible(order.floor)
         if order.precoder != "inversion":
             offsets_hz = np.asarray(link.profile.bins) * link.profile.spacing_hz
             for number, start in enumerate(starts):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from calibration import NodeBudget, predict_nmse_db, refuse_coherent, signal_power
+from calibration import NodeBudget, predict_nmse_db, signal_power
 from radio.cell import nmse_db
 from radio.cycle import layout
 from radio.errors import CalibrationError, RadioError, SamplesLost
@@ -22,6 +22,7 @@ from testbed import voided
 from testbed.bus import Envelope
 from testbed.config import round_seed
 from testbed.messages import Plan, Report, Scale, Sent, as_times
+from testbed.sounding import incoherent
 
 if TYPE_CHECKING:
     from testbed.server import Server
@@ -78,7 +79,8 @@ class RoundPlan:
         symbols = predicted = checks = None
         error = 0.0
         if scheme.over_air:
-            predicted, error = predict(server, powers)
+            if scheme.precoder != "none":
+                predicted, error = predict(server, powers)
             if all(s.checksums for s in scales.values()):
                 sizes = [scale * server.uplink.arrival(name) for name in scales]
                 checks = np.sum(
@@ -117,7 +119,7 @@ def predict(server: Server, powers: Mapping[str, float]) -> tuple[float, float]:
     exact = uplink.precoder == "inversion"
     budgets = [
         NodeBudget(
-            power * uplink.arrival(name) ** 2,
+            power * uplink.arrival(name) ** 2 * uplink.share(name),
             math.sqrt(uplink.peers[name].phase_variance),
             uplink.peers[name].sigma_eps if exact else 0.0,
         )
@@ -158,7 +160,7 @@ def hopeless(server: Server, names: Sequence[str]) -> dict[str, str]:
     Raises:
         CalibrationError: all are, and the waves of no two of them would add up.
     """
-    phases = {name: refuse_coherent(server.uplink.peers[name].phase_variance ** 0.5) for name in names}
+    phases = {name: incoherent(server, name) for name in names}
     lost = {name: reason for name, reason in phases.items() if reason}
     if lost and len(lost) == len(names):
         worst = max(lost, key=lambda name: server.uplink.peers[name].phase_variance)
@@ -172,8 +174,10 @@ def hopeless(server: Server, names: Sequence[str]) -> dict[str, str]:
 async def run_burst(server: Server, plan: RoundPlan, losses: list[dict[str, str]]) -> Decoded:
     """Send, receive and decode one round's bursts; repeat a voided one; step the model with a usable one."""
     if plan.symbols is not None:
-        server.teacher.step(plan.symbols, plan.number, len(plan.names), plan.scale, 1.0, 0.0)
-        facts = {"seconds_train": plan.seconds_train, "channel_uses": 0}
+        scheme = server.teacher.scheme
+        server.teacher.step(plan.symbols, plan.number, len(plan.names), plan.scale, 1.0, 1.0, 0.0)
+        uses = scheme.uses if scheme.wired_power(len(plan.names)) else 0  # what its bits would take
+        facts = {"seconds_train": plan.seconds_train, "channel_uses": uses}
         return Decoded("accept", list(plan.names), dict.fromkeys(plan.names, "ok"), {}, facts)
     for attempt in range(ATTEMPTS):
         decoded = await _attempt(server, plan, attempt, losses)
@@ -190,14 +194,12 @@ async def run_burst(server: Server, plan: RoundPlan, losses: list[dict[str, str]
 
 
 def payload_of(server: Server, number: int) -> Payload:
-    """Lay out a round's payload as the nodes do."""
-    waveform = server.experiment.waveform
+    """Lay out a round's payload as the nodes do; energies have no linear checksums."""
+    waveform, scheme = server.experiment.waveform, server.teacher.scheme
+    spread = scheme.precoder != "none"
+    seed = round_seed(server.experiment.run.seed, number)
     return Payload(
-        server.link.profile,
-        waveform.mode,
-        server.teacher.scheme.symbols,
-        round_seed(server.experiment.run.seed, number),
-        waveform.checksum == "analog",
+        server.link.profile, waveform.mode, scheme.symbols, seed, spread and waveform.checksum == "analog", spread
     )
 
 
@@ -224,6 +226,7 @@ async def _attempt(server: Server, plan: RoundPlan, attempt: int, losses: list[d
             shifts=len(server.names),
             mode=server.experiment.waveform.mode,
             precoder=server.teacher.scheme.precoder,
+            floor=uplink.floor(name),
             appended=payload.appended,
             seed=payload.seed,
             attempt=attempt,
@@ -301,7 +304,8 @@ class _Decode:
         harmless = {"ok", "gain"} if server.uplink.precoder != "inversion" else {"ok"}  # |a_k| is part of the sum
         losses += [{"node": name, "reason": status} for name, status in verdicts.items() if status not in harmless]
         action: Verdict = "void" if aggregate.lost or not here else aggregate.verdict.action
-        gain_mean = server.uplink.gain_mean(self.names)
+        gain_mean = 1.0 if server.teacher.scheme.recalls else server.uplink.gain_mean(self.names)
+        arrival = gain_mean, server.uplink.gain_power(self.names)
         for name, status in verdicts.items():
             if status in ("missing", "cfo"):
                 server.unlock(status, name)
@@ -318,8 +322,9 @@ class _Decode:
         if predicted_db is not None and server.uplink.watch(canary_db, predicted_db):
             server.warn("aged", f"the canary stays above its prediction, now by {canary_db - predicted_db:.1f} dB")
         truth = self._truth(attempt, here)
+        coherent = self.payload.spread  # else there is no sum of waves to compare: energies add up on average alone
         facts: dict[str, Any] = {
-            "nmse_canary_db": aggregate.canary_nmse_db,
+            "nmse_canary_db": aggregate.canary_nmse_db if coherent else None,
             "nmse_checksum_db": self._checksum(aggregate, here),
             "nmse_predicted_db": plan.nmse_predicted_db,
             "snr_db": -10 * math.log10(aggregate.noise),
@@ -329,15 +334,16 @@ class _Decode:
             "clipped_receive": aggregate.clipped,
             "attempts": attempt + 1,
             "bursts": self.payload.bursts,
-            "channel_uses": self.payload.reals if self.payload.mode == "R" else self.payload.reals // 2,
+            "channel_uses": self.payload.uses,
             "control_scalars": 1 + (len(plan.checks) if plan.checks is not None else 0),
             "nonzeros": plan.nonzeros,
             "seconds_train": plan.seconds_train,
         }
-        if truth is not None:
+        if truth is not None and coherent:
             facts["nmse_sum_db"] = nmse_db(aggregate.symbols, self.payload.read(truth["elements"])[0])
         if action != "void":
-            estimate = server.teacher.step(aggregate.symbols, plan.number, len(here), plan.scale, gain_mean, plan.error)
+            noise = plan.error if coherent else aggregate.noise
+            estimate = server.teacher.step(aggregate.symbols, plan.number, len(here), plan.scale, *arrival, noise)
             if truth is not None:
                 facts["nmse_update_db"] = server.teacher.nmse_db(estimate, truth["sparse"] / len(here))
                 facts["nmse_dense_db"] = server.teacher.nmse_db(estimate, truth["dense"] / len(here))

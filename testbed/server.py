@@ -57,7 +57,8 @@ class Server:
         profile = PROFILES[experiment.waveform.profile]
         mine = lab.server
         self.link = ServerLink(self.radio, profile, mine.rx_gain_db, experiment.run.seed, mine.tx_attenuation_db)
-        self.uplink = Uplink(profile, experiment.waveform.mode, self.teacher.scheme.precoder, len(self.names))
+        scheme, mode = self.teacher.scheme, experiment.waveform.mode
+        self.uplink = Uplink(profile, mode, scheme.precoder, len(self.names), scheme.threshold)
         self.calibrated = Calibrated.of(folder.path)
         if self.calibrated is not None:
             self.uplink.priors = {name: self.calibrated.prior(name) for name in self.names}

@@ -20,6 +20,13 @@ ACQUIRE_SLOTS, SOUNDINGS = 100, 6
 FLOOR_DB = -5.0
 
 
+def incoherent(server: Server, name: str) -> str | None:
+    """Say why a node's waves would not add up; None where they do, or where energies do not ask for it."""
+    if server.uplink.precoder == "none":
+        return None
+    return refuse_coherent(server.uplink.peers[name].phase_variance ** 0.5)
+
+
 async def due(server: Server, chosen: Sequence[str]) -> dict[str, str]:
     """Name the ready nodes whose links must be measured again before this round, each with the reason.
 
@@ -31,7 +38,7 @@ async def due(server: Server, chosen: Sequence[str]) -> dict[str, str]:
         if name in server.ready and (name in chosen or server.uplink.peers[name].flagged):
             reasons[name] = reason
     for name in server.ready & set(server.uplink.peers):
-        if hopeless := refuse_coherent(server.uplink.peers[name].phase_variance ** 0.5):
+        if hopeless := incoherent(server, name):
             reasons.setdefault(name, hopeless)
     return dict(sorted(reasons.items()))
 

@@ -72,7 +72,6 @@ def agreeing(updates: torch.Tensor) -> torch.Tensor:
     return updates.abs() * torch.from_numpy(2.0 * dither - 1.0).float()
 
 
-ALIGNED: dict[str, object] = {"precoder": "phase"}
 #: Energies of several clients hold cross terms too, as large as themselves.
 ENERGY: dict[str, Any] = {"linear": False, "single": True, "similarity": 0.2}
 
@@ -115,9 +114,9 @@ CASES = {
         similarity=0.6,
         exact=False,
     ),
-    "fsk-mv": Case(limit={}, tolerance=1e-6, options=({}, {"silence": 0.5}, ALIGNED), of=unanimous, **ENERGY),
-    "ncairfl": Case(limit={}, tolerance=1e-5, options=({}, {"memory": False}, ALIGNED), of=agreeing, **ENERGY),
-    "reed": Case(limit={}, tolerance=1e-5, options=({}, ALIGNED), **ENERGY),
+    "fsk-mv": Case(limit={}, tolerance=1e-6, options=({}, {"silence": 0.5}), of=unanimous, **ENERGY),
+    "ncairfl": Case(limit={}, tolerance=1e-5, options=({}, {"memory": False}), of=agreeing, **ENERGY),
+    "reed": Case(limit={}, tolerance=1e-5, **ENERGY),
     "misaligned": Case(
         limit={"receiver": "ml"},
         tolerance=1e-3,  # telling apart clients that arrive almost together multiplies the rounding of float32
@@ -172,7 +171,7 @@ def test_declares_what_the_air_needs_to_know(name, options):
     assert scheme.uses >= 1 and isinstance(scheme.uses, int) and isinstance(scheme, Scheme)
     assert scheme.precoder in ("phase", "inversion", "none")
     assert scheme.over_air == (scheme.carrier != "wire")
-    assert scheme.carrier != "energy" or scheme.precoder == options.get("precoder", "none")
+    assert scheme.carrier != "energy" or scheme.precoder == "none"
     assert isinstance(scheme.recoverable(CLIENTS), str)
 
 
@@ -336,16 +335,17 @@ def test_an_update_that_is_not_finite_is_refused(name, options):
         scheme.encode(update, torch.zeros(DIMENSION), Csi(), PLAN)
 
 
+@pytest.mark.parametrize("mode", ["R", "C"])
 @pytest.mark.parametrize("name", [name for name in NAMES if build(name, {}).carrier in ("sum", "energy")])
-def test_aligned_symbols_survive_the_layout_of_a_burst(name):
-    """Spread over resource elements, added there with amplitudes of their own, and read back: what decode would get."""
-    scheme = build(name, ALIGNED)
+def test_symbols_survive_the_layout_of_a_burst(name, mode):
+    """Laid over resource elements, added there with amplitudes of their own, and read back: what decode would get."""
+    scheme = build(name, {})
     scheme.check_waveform()
     updates, memories = inputs(8)
     symbols, _ = scheme.encode(updates, memories, Csi(), PLAN)
     scaled = (symbols * scheme.scale(energy(symbols).tolist(), PLAN)).numpy()
     gains = np.array([1.0, 0.8, 1.1, 0.9], np.float32)
-    payload = Payload(PROFILES["pluto-915"], "R", scheme.symbols, 5, appended=False)
+    payload = Payload(PROFILES["usrp-ref"], mode, scheme.symbols, 5, appended=False, spread=scheme.carrier == "sum")
     grid = np.sum([gain * payload.fill(each) for gain, each in zip(gains, scaled, strict=True)], axis=0)
     expected = (gains[:, None] * scaled).sum(0)
     np.testing.assert_allclose(payload.read(grid)[0], expected, atol=1e-5 * np.abs(expected).max())
@@ -354,9 +354,19 @@ def test_aligned_symbols_survive_the_layout_of_a_burst(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_waveform_cannot_carry_is_refused_with_a_remedy(name):
     scheme = build(name, {})
-    remedy = {"energy": r"set scheme\.precoder = 'phase'", "simulated": r"run it with fl_core\.simulate"}
-    with pytest.raises(ValueError, match=remedy[scheme.carrier]) if scheme.carrier in remedy else nullcontext():
+    simulated = scheme.carrier == "simulated"
+    with pytest.raises(ValueError, match=r"run it with fl_core\.simulate") if simulated else nullcontext():
         scheme.check_waveform()
+    if scheme.over_air:
+        with pytest.raises(ValueError, match="simulation alone"):
+            build(name, {"power": "shared"}).check_waveform()
+
+
+def test_a_sum_without_aligned_phases_and_gains_of_others_are_refused_on_a_waveform():
+    with pytest.raises(ValueError, match=r"must arrive in phase.*leave scheme\.precoder unset"):
+        build("gbma", {"precoder": "none"}).check_waveform()
+    with pytest.raises(ValueError, match=r"leave scheme\.inversion unset"):
+        build("truncated-inversion", {"inversion": "mse"}).check_waveform()
 
 
 @pytest.fixture(scope="module")

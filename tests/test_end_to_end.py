@@ -113,12 +113,28 @@ def test_a_killed_node_voids_or_shrinks_its_round_and_rejoins(tmp_path):
 
 
 @pytest.mark.timeout(300)
-def test_error_free_scheme_runs_through_the_same_daemons(tmp_path):
-    setup = pair("run.rounds=2", 'scheme.name="ideal"', "scheme.keep=1.0")
+def test_digital_scheme_runs_through_the_same_daemons_and_counts_what_its_bits_would_take(tmp_path):
+    setup = pair("run.rounds=2", 'scheme.name="digital"', "scheme.measure=0.4")
     folder = RunFolder.create(tmp_path, setup)
     launch(setup, folder)
     finished = events(folder, "round-finished")
-    assert len(finished) == 2 and all(e["channel_uses"] == 0 and not e["voided"] for e in finished)
+    d = folder.load().arrays["theta"].size
+    assert len(finished) == 2 and all(e["channel_uses"] == round(0.4 * d) and not e["voided"] for e in finished)
+
+
+@pytest.mark.timeout(300)
+def test_energies_need_no_coherence_and_train_with_a_crystal_that_sums_cannot_use(tmp_path):
+    """The crystal that is refused below; votes ride on elements of their own, without precoding."""
+    crystal = ("lab.ether.adev=1e-8", "waveform.adev=1e-8")
+    setup = pair("run.rounds=3", 'scheme.name="fsk-mv"', "scheme.step=0.1", "run.evaluate_every=1", *crystal)
+    folder = RunFolder.create(tmp_path, setup)
+    launch(setup, folder)
+    finished, losses = events(folder, "round-finished"), [e["loss_train_clients"] for e in events(folder, "evaluated")]
+    assert all(e["clients"] == ["node-1", "node-2", "node-3"] and not e["voided"] for e in finished)
+    assert max(e["phase_rms_rad"] for e in finished) > 0.35  # more than a sum of waves may have
+    assert all(e["channel_uses"] == 2 * folder.load().arrays["theta"].size for e in finished)
+    assert all(e["nmse_sum_db"] is None and e["nmse_update_db"] is not None for e in finished)
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.timeout(300)

@@ -38,6 +38,15 @@ class TruncatedInversion(Inverting):
 
     name: ClassVar[str] = "truncated-inversion"
 
+    def check_waveform(self) -> None:
+        """Refuse the power control that takes every client's gain at once."""
+        super().check_waveform()
+        if self.options.inversion == "mse":
+            raise ValueError(
+                "scheme.inversion = 'mse' exists in simulation alone: no node knows the gains of the others; leave "
+                "scheme.inversion unset"
+            )
+
     def arriving(self, gains: Tensor, channel: Channel) -> tuple[Tensor, float]:
         """Return the gains after precoding under ``mse``, and the amplitude of those that are aligned."""
         if gains.ndim > 1:

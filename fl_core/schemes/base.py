@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -100,8 +100,12 @@ class Scheme(Protocol):
         """Whether the memory holds all that was not sent."""
 
     @property
+    def recalls(self) -> bool:
+        """Whether what fades cut off is late and not lost: the server divides by all clients, and ``late`` tells it."""
+
+    @property
     def averages(self) -> bool:
-        """Whether single clients may exceed the power limit in a round: it holds over the fading, or for all together."""
+        """Whether a client may exceed the power limit in a round: it holds over the fading, or for all together."""
 
     @property
     def antennas(self) -> int:
@@ -152,8 +156,16 @@ class Scheme(Protocol):
     def decode(self, received: Tensor, csi: Csi, plan: Plan) -> Float[Tensor, " d"]:
         """Estimate the mean update of ``plan.clients`` clients from what ``superpose`` or a radio received."""
 
+    def late(
+        self, update: Float[Tensor, " d"], memory: Float[Tensor, " d"], lost: Callable[[Tensor], Tensor], plan: Plan
+    ) -> Float[Tensor, " d"]:
+        """Return the new memory of a radio node, which learns after ``encode`` what fades cut off its waveform.
+
+        ``lost`` is linear: symbols to the part of them that is not sent.
+        """
+
     def check_waveform(self) -> None:
-        """Refuse with a ValueError what a waveform that spreads and adds aligned symbols cannot carry."""
+        """Refuse with a ValueError what no waveform carries."""
 
     def recoverable(self, clients: int) -> str:
         """Return why a sum of so many clients cannot be recovered, with a remedy; empty when it can."""
@@ -181,9 +193,9 @@ class Base:
         options: settings, after ``fit``.
         mapping: between d real entries and complex symbols.
         name: in ``scheme.name``.
-        carrier: what carries the symbols. ``sum``: any waveform that adds phase-aligned symbols. ``energy``: the same,
-            or elements that are neither precoded nor spread; the server squares them. ``wire``: the control link.
-            ``simulated``: the symbol-level channel alone.
+        carrier: what carries the symbols. ``sum``: any waveform that adds phase-aligned symbols. ``energy``: elements
+            that are neither precoded nor spread; the server squares them. ``wire``: the control link. ``simulated``:
+            the symbol-level channel alone.
     """
 
     options: SchemeOptions
@@ -238,6 +250,15 @@ class Base:
         return self.options.memory
 
     @property
+    def recalls(self) -> bool:
+        """No: what is not sent is lost, or in the memory already."""
+        return False
+
+    def late(self, update: Tensor, memory: Tensor, lost: Callable[[Tensor], Tensor], plan: Plan) -> Tensor:
+        """Return what ``encode`` does: the memory knows nothing of the channel."""
+        return self.sparsify(update, memory, plan)[1]
+
+    @property
     def averages(self) -> bool:
         """Only where the clients share it."""
         return self.options.power == "shared"
@@ -286,7 +307,7 @@ class Base:
 
     def gain_mean(self, channel: Channel) -> float:
         """Return the mean gain that the server divides by."""
-        return mean_gain(channel.fading, self.precoder, self.threshold)
+        return 1.0 if self.recalls else mean_gain(channel.fading, self.precoder, self.threshold)
 
     def spent(self, symbols: Tensor, gains: Tensor, channel: Channel) -> Tensor:
         """Count what precoding costs."""
@@ -311,13 +332,18 @@ class Base:
         return mean(self.mapping.adjoint(received / (plan.scale * csi.gain_mean), rows), plan)
 
     def check_waveform(self) -> None:
-        """Refuse with a ValueError what a waveform that spreads and adds aligned symbols cannot carry."""
+        """Refuse with a ValueError what no waveform carries."""
         if self.carrier == "simulated":
             raise ValueError(f"scheme '{self.name}' exists in simulation alone; run it with fl_core.simulate")
-        if self.carrier == "energy" and self.precoder == "none":
+        if self.carrier == "sum" and self.precoder == "none":
             raise ValueError(
-                f"scheme '{self.name}' sends {self.symbols} energies without precoding, and the waveform spreads "
-                "symbols over elements, which takes aligned phases; set scheme.precoder = 'phase'"
+                f"scheme '{self.name}' adds symbols that must arrive in phase, and scheme.precoder = 'none' leaves "
+                "phases to chance; leave scheme.precoder unset"
+            )
+        if self.carrier != "wire" and self.options.power != "round":
+            raise ValueError(
+                f"scheme.power = '{self.options.power}' exists in simulation alone; a radio keeps its limit in every "
+                "round: leave scheme.power unset"
             )
 
     def recoverable(self, clients: int) -> str:

@@ -53,8 +53,8 @@ class Energetic(Dense):
 
     @property
     def precoder(self) -> Precoder:
-        """Nothing is known, nothing is undone, unless the options say otherwise."""
-        return self.options.precoder or "none"
+        """Nothing is known, nothing is undone."""
+        return "none"
 
     def amplitudes(self, sparse: Tensor, plan: Plan) -> Tensor:
         """Return what each element carries: roots of positive and negative parts."""

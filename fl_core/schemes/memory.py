@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from fl_core.mac import Channel, audible
+from fl_core.mac import audible
 from fl_core.options import SchemeOptions
 from fl_core.schemes.base import UNKNOWN, Csi, Inverting, Plan
 
@@ -18,7 +19,8 @@ from fl_core.schemes.base import UNKNOWN, Csi, Inverting, Plan
 class AirFlMem(Inverting):
     """AirFL-Mem (Wen, Xing, Simeone, arXiv 2310.16606): send where |h|^2 >= threshold, keep the rest for later.
 
-    Where the channel fades within a round (``coherence``) single symbols are cut, else whole clients. The fading is
+    Where the channel fades within a round (``coherence``) single symbols are cut, else whole clients; on a radio single
+    subcarriers, over all of which the waveform spreads every entry. The fading is
     the sparsifier: a contraction with lambda = e^{-threshold}. The server divides by all clients. Ablations:
     ``memory = false``, and ``memory_term = short``, which keeps only what was cut off the last update.
     """
@@ -35,9 +37,17 @@ class AirFlMem(Inverting):
         """Only the long memory holds all that was not sent."""
         return self.options.memory and self.options.memory_term == "long"
 
-    def gain_mean(self, channel: Channel) -> float:
-        """Return 1: what is silent now is not lost but late."""
-        return 1.0
+    @property
+    def recalls(self) -> bool:
+        """Yes, and with the ablation without memory the server divides by all clients, too."""
+        return True
+
+    def late(self, update: Tensor, memory: Tensor, lost: Callable[[Tensor], Tensor], plan: Plan) -> Tensor:
+        """Keep what was cut off: of all there was to send, or of the last update."""
+        if not self.options.memory:
+            return memory
+        meant = self.whole(update, memory) if self.remembers else update
+        return self.mapping.adjoint(lost(self.modulate(meant, plan)), self.mapping.rows(plan.seed, plan.round))
 
     def heard(self, csi: Csi) -> Bool[Tensor, ...]:
         """Tell which entries get through, shape (..., 1) or (..., d)."""
