@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from fl_core.folders import folders
 from fl_core.glyphs import glyphs
 from fl_core.images import Images, digits
 from fl_core.omniglot import omniglot
@@ -19,7 +20,7 @@ from fl_core.seeds import generator
 class Batch(NamedTuple):
     """Images in 0..1 and their labels within the task (0 .. ways-1). More leading axes when batches are stacked."""
 
-    x: Float[Tensor, "... b 1 row column"]
+    x: Float[Tensor, "... b channel row column"]
     y: Int[Tensor, "... b"]
 
 
@@ -45,7 +46,7 @@ class Category:
 class Dataset:
     """All images, the classes cut from them, and which classes are for training and which for new clients."""
 
-    images: Float[Tensor, "n 1 row column"]
+    images: Shaped[Tensor, "n channel row column"]
     categories: tuple[Category, ...]
     train_classes: tuple[int, ...]
     new_classes: tuple[int, ...]
@@ -61,7 +62,7 @@ class Dataset:
 class ClientData:
     """One client's share: indices of its classes, and those classes with the client's own examples only."""
 
-    images: Float[Tensor, "n 1 row column"]
+    images: Shaped[Tensor, "n channel row column"]
     classes: tuple[int, ...]
     categories: tuple[Category, ...]
 
@@ -76,7 +77,7 @@ def load(options: DataOptions, seed: int) -> Dataset:
     """
     source = _source(options, seed)
     held_out = source.held_out or _held_out(source, options, seed)
-    turns = 4 if options.rotations and options.name != "glyphs" else 1
+    turns = 4 if options.rotations and options.name in ("digits", "omniglot") else 1
     order = torch.argsort(source.labels, stable=True)
     rows = torch.split(order, torch.bincount(source.labels, minlength=len(source.names)).tolist())
     categories = tuple(
@@ -237,11 +238,17 @@ def _source(options: DataOptions, seed: int) -> Images:
     if options.name == "glyphs":
         return glyphs(seed, options.examples_per_class)
     if options.folder is None:
+        holds = {
+            "omniglot": "images_background.zip and images_evaluation.zip (or the two folders unpacked)",
+            "folders": "one folder of images per class",
+        }[options.name]
         raise ValueError(
-            "data.name is omniglot and data.folder is unset; set data.folder to the folder that holds "
-            "images_background.zip and images_evaluation.zip (or the two folders unpacked)"
+            f"data.name is {options.name} and data.folder is unset; set data.folder to the folder that holds {holds}"
         )
-    return omniglot(options.folder.expanduser())
+    folder = options.folder.expanduser()
+    if options.name == "omniglot":
+        return omniglot(folder)
+    return folders(folder, options.image_size, options.colour, options.examples_per_class)
 
 
 def _held_out(source: Images, options: DataOptions, seed: int) -> frozenset[str]:
@@ -272,6 +279,8 @@ def _client(dataset: Dataset, owned: dict[int, Category], options: DataOptions) 
 
 def _images(client: ClientData, category: Category, rows: Tensor) -> Tensor:
     picked = client.images[rows]
+    if picked.dtype == torch.uint8:
+        picked = picked.float() / 255.0
     return torch.rot90(picked, category.turns, (2, 3)) if category.turns else picked
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 
@@ -18,14 +18,14 @@ class Images:
     """A labelled image set.
 
     Attributes:
-        images: grey values in 0..1, ink is 1.
+        images: values in 0..1, or bytes; of drawings ink is 1.
         labels: base class of each image, 0 .. len(names)-1.
         names: name of each base class.
         groups: group of each base class (a digit, an alphabet); a group is never shared by training and new clients.
         held_out: groups that the data set itself keeps for evaluation; empty when the seed should choose.
     """
 
-    images: Float[Tensor, "n 1 row column"]
+    images: Shaped[Tensor, "n channel row column"]
     labels: Int[Tensor, " n"]
     names: tuple[str, ...]
     groups: tuple[str, ...]

@@ -39,16 +39,21 @@ class Options(BaseModel):
 class DataOptions(Options):
     """What the clients learn from, and how few-shot tasks are drawn from it."""
 
-    name: Literal["digits", "glyphs", "omniglot"] = Field(
+    name: Literal["digits", "glyphs", "omniglot", "folders"] = Field(
         default="digits",
         description="Data set. digits: scikit-learn's 8x8 handwriting. glyphs: 28x28 characters rendered from the "
-        "fonts that matplotlib ships. omniglot: 28x28, from `folder`.",
+        "fonts that matplotlib ships. omniglot: 28x28, from `folder`. folders: CIFAR-FS, mini-ImageNet or any other "
+        "images, one folder per class in `folder`.",
     )
     folder: Path | None = Field(
         default=None,
-        description="Where Omniglot lies: a folder with images_background and images_evaluation, or with "
-        "images_background.zip and images_evaluation.zip. Other data sets need none.",
+        description="Where the data lie. omniglot: a folder with images_background and images_evaluation, or with "
+        "images_background.zip and images_evaluation.zip. folders: the classes, and their split if there is one.",
     )
+    image_size: int = Field(
+        default=32, ge=4, le=512, description="folders: side of the square that images are scaled to, in pixels."
+    )
+    colour: bool = Field(default=True, description="folders: three channels; off, grey.")
     rotations: bool = Field(
         default=True,
         description="Each class turned by 90, 180 and 270 degrees is a class of its own (digits: 40 classes; "
@@ -75,13 +80,17 @@ class DataOptions(Options):
         description="When several training clients hold a class: split its examples between them, or share them.",
     )
     examples_per_class: int = Field(
-        default=25, ge=2, le=10_000, description="Examples rendered per class (glyphs only; other sets use all)."
+        default=25,
+        ge=2,
+        le=10_000,
+        description="Examples per class: rendered (glyphs), or the first so many of each (folders); others use all.",
     )
     new_fraction: float = Field(
         default=0.3,
         gt=0,
         lt=1,
-        description="Fraction of the digits or glyph alphabets kept for new clients; of Omniglot, images_evaluation.",
+        description="Fraction of the classes (digits, alphabets, folders) kept for new clients, unless the data set "
+        "tells: images_evaluation of omniglot, the test split of folders.",
     )
     new_clients: int = Field(default=8, ge=1, le=10_000, description="Clients never seen in training.")
     new_tasks: int = Field(

@@ -335,6 +335,8 @@ class Uplink:
             doubt = float(seen.sigma_rad[place]) ** 2 / seen.pilots
             variance = float(np.mean(np.angle(gains) ** 2)) - doubt
             allowed = max(GATE_SIGMA * math.sqrt(peer.phase_variance + doubt), GATE_RAD)
+            if self.precoder == "none":
+                allowed = math.inf  # phases are nobody's concern
             if abs(off) > allowed or abs(late) > GATE_SAMPLES + GATE_SIGMA * float(seen.sigma_samples[place]):
                 # Should this go on, it is how the link is: the gate widens.
                 spread = peer.phase_variance + SPREAD_GAIN * (min(variance, allowed**2) - peer.phase_variance)

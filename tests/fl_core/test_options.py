@@ -15,7 +15,7 @@ GROUPS = [DataOptions, ModelOptions, LearnOptions, SchemeOptions]
 @pytest.mark.parametrize("group", GROUPS)
 def test_unknown_keys_are_refused_and_values_frozen(group: type[BaseModel]) -> None:
     with pytest.raises(ValidationError, match="Extra inputs"):
-        group(colour="red")
+        group(flavour="red")
     with pytest.raises(ValidationError, match="frozen"):
         group().name = "other"  # type: ignore[attr-defined]
 
