@@ -19,6 +19,8 @@ from calibration.oscillator import Stability, TimeError
 from calibration.result import Estimate
 from radio.errors import CalibrationError
 
+#: How fast the surroundings of a link in a quiet room turn its phase (Hz, rms): it cannot be told from a frequency.
+LINK_HZ = 0.02
 _SPAN = 50  # slots on either side of an instant that tell its frequency
 _SIGNIFICANT = float(chi2.ppf(0.999, 2))  # what amplitude and time constant of a warm-up must explain
 
@@ -79,8 +81,9 @@ def ppm_at(error: TimeError, noise: Stability, slot: int | None = None) -> Estim
     system[:-3, -3:], system[-3:, :-3] = trend * floor, trend.T * floor  # scaled alike, for the solver
     solved = np.linalg.solve(system, np.concatenate([reach, goal * floor]))
     # The target's own generalised variance is -2 s(1), which is zero for flicker.
-    variance = -float(solved[:-3] @ reach + floor * solved[-3:] @ goal)
-    return Estimate.normal(float(solved[:-3] @ x) * 1e6, float(np.sqrt(max(variance, 0.0))) * 1e6, "ppm")
+    variance = max(-float(solved[:-3] @ reach + floor * solved[-3:] @ goal), 0.0)
+    sigma = float(np.hypot(np.sqrt(variance), LINK_HZ / error.carrier_hz))
+    return Estimate.normal(float(solved[:-3] @ x) * 1e6, sigma * 1e6, "ppm")
 
 
 def warm_up(

@@ -29,6 +29,8 @@ FEWEST = 128
 #: temperature, and flicker is no longer what they do.
 LONGEST = 64
 _WINDOWS = (2, 6, 18, 54)  # fixes whose frequencies predict the phase over one gap
+#: What a link in a quiet room adds to the Allan deviation below a second: no crystal is told to be above 0 by less.
+LINK_ADEV = 2e-12
 _FLATNESS = 0.03  # relative: no crystal's floor is exactly flat, so no Allan variance is trusted to say more
 _MISSED = 0.1
 _ADEV_MIN = 1e-14  # below any crystal: keeps filters of perfect clocks regular
@@ -224,9 +226,9 @@ def _held(value: float, quadratic: tuple[float, float, float]) -> tuple[float, f
     return max(float(roots.min()), 0.0), max(float(roots.max()), 0.0)
 
 
-def _root(value: float, ends: tuple[float, float], scale: float, unit: str) -> Estimate:
-    """Turn a variance and its interval into a deviation."""
-    low, high = (scale * math.sqrt(end) for end in ends)
+def _root(value: float, ends: tuple[float, float], scale: float, unit: str, beside: float = 0.0) -> Estimate:
+    """Turn a variance and its interval into a deviation; a variance ``beside`` it may be none of its own."""
+    low, high = scale * math.sqrt(max(ends[0] - beside, 0.0)), scale * math.sqrt(ends[1])
     return Estimate(scale * math.sqrt(max(value, 0.0)), low, high, unit)
 
 
@@ -256,7 +258,7 @@ def stability(error: TimeError) -> Stability:
     truth = _kept(white, flicker)
     degrees = np.maximum(2 * (design @ truth) ** 2 / np.diag(_mixed(spreads, *truth)) * shares, 1.0)
     return Stability(
-        adev=_root(flicker, _held(flicker, fit.quadratic(1, max(white, 0.0))), 1.0, ""),
+        adev=_root(flicker, _held(flicker, fit.quadratic(1, max(white, 0.0))), 1.0, "", LINK_ADEV**2),
         white_rad=_root(white, _held(white, fit.quadratic(0, max(flicker, 0.0))), error.rad, "rad"),
         tau_s=np.array(every) * error.step_s,
         curve=np.sqrt(curve),
@@ -343,7 +345,7 @@ def each_own(errors: Mapping[str, TimeError], server: str = "server") -> dict[st
         value = float(parts[place, 1])
         scale = _scale_of(parts)
         held = _held(value, (quadratic[0], quadratic[1] / scale, quadratic[2] / scale**2))
-        result[name] = _root(value, held, 1.0, "")
+        result[name] = _root(value, held, 1.0, "", LINK_ADEV**2)
     return result
 
 
