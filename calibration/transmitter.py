@@ -16,7 +16,7 @@ from scipy.fft import rfft
 
 from calibration.options import CalibrationOptions
 from calibration.result import Z95, Estimate, Finding, Result, Value
-from radio.base import Radio, RadioConfig, Samples
+from radio.base import Radio, RadioConfig
 from radio.errors import CalibrationError, RadioRefused
 from radio.safety import SafeRadio
 from radio.timeline import Heard, hear_itself
@@ -36,6 +36,7 @@ FLOOR_DB = -150.0
 TRIES = 5  # until streams do not slip in between
 REST_OVER_NOISE, REST_OVER_TONE, SILENT = 3.0, 0.1, 0.01
 CONVERTER_STEPS = 2048  # in full scale, of 12 bits: no radio here has fewer
+GRAIN = 64  # divides what is left of every level
 AROUND = slice(3, 43)  # bins of a spectrum from the line, whose noise is that of the line
 
 
@@ -54,22 +55,25 @@ class Lines:
         return Estimate(value, low, high, "db")
 
 
-def lines(samples: Samples, cycles: dict[str, float]) -> Lines:
+def lines(samples: np.ndarray, cycles: dict[str, float]) -> Lines:
     """Fit lines of known frequencies (cycles per sample) together; what is left around each tells its error.
 
-    Only what is left in phase with a line changes its amplitude: the phase noise of a strong one does not.
+    ``samples`` are a multiple of GRAIN. Only what is left in phase with a line changes its amplitude: phase noise of
+    a strong line does not.
     """
-    n = np.arange(samples.size)
-    basis = np.exp(2j * np.pi * np.outer(list(cycles.values()), n))
-    gram, right = basis.conj() @ basis.T, basis.conj() @ samples
-    size = np.linalg.solve(gram, right)
-    rest = samples - size @ basis
-    window = np.hanning(samples.size)
-    sigma = {}
-    for name, line, amplitude in zip(cycles, basis, size, strict=True):
-        in_phase = (rest * (line * amplitude).conj()).real * window / (abs(amplitude) + 1e-30)
-        density = np.abs(rfft(in_phase)[AROUND]) ** 2 / np.sum(window**2)
-        sigma[name] = math.sqrt(float(density.mean()) / samples.size)
+    turn = 2j * np.pi * np.array(list(cycles.values()))
+    rows = samples.astype(np.complex128).reshape(-1, GRAIN)  # a line is the product of a row and a column: all is small
+    fine = np.exp(np.outer(turn, np.arange(GRAIN)))
+    coarse = np.exp(np.outer(turn, GRAIN * np.arange(len(rows))))
+    gram = (fine.conj() @ fine.T) * (coarse.conj() @ coarse.T)
+    size = np.linalg.solve(gram, np.sum((rows @ fine.conj().T).T * coarse.conj(), axis=1))
+    rest = rows - (coarse.T * size) @ fine
+    # what is around each line, shifted to zero; the mean over a grain leaves white noise white
+    shifted = (rest @ fine.conj().T).T / GRAIN * coarse.conj()
+    in_phase = (shifted * np.exp(-1j * np.angle(size))[:, None]).real
+    window = np.hanning(in_phase.shape[1])
+    density = np.abs(rfft(in_phase * window, axis=1)[:, AROUND]) ** 2 / np.sum(window**2)
+    sigma = dict(zip(cycles, np.sqrt(density.mean(axis=1) / window.size).tolist(), strict=True))
     return Lines(dict(zip(cycles, size.tolist(), strict=True)), sigma, float(np.sqrt(np.mean(np.abs(rest) ** 2))))
 
 
