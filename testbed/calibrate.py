@@ -19,19 +19,20 @@ from calibration.report import write_report
 from calibration.result import Result
 from calibration.steps import NAMES, STEPS, Step, choose, run_steps
 from calibration.verdict import verdict
-from radio.base import RadioConfig
 from radio.capture import Scalar
 from radio.errors import CalibrationError, ConfigError, Failed, Stale
 from radio.ofdm import PROFILES
 from radio.serverlink import ServerLink
 from radio.warm import warm_receiver
 from testbed.bus import ServerBus
+from testbed.calibrated import node_key
 from testbed.config import Pair, load
 from testbed.guard import open_guarded
 from testbed.launch import Launcher
 from testbed.messages import Hello, Welcome
 from testbed.run import RunFolder
 from testbed.team import PATIENCE_S, BusTeam
+from testbed.twin import write_twin
 
 #: How far a node on virtual time may lag behind one that has finished a step: steps last up to an hour.
 HISTORY = "lab.ether.history_s=7200"
@@ -113,6 +114,8 @@ def calibrate(order: Order, folder: CalibrationFolder, overrides: Sequence[str],
             bench = asyncio.run(_calibrate(replace(order, pair=live), folder, launcher.alive, say))
         found = verdict(bench.results, order.names, bench.profile)
         folder.conclude(found)
+        if found["passed"] and any(step == "sounding" for step, _ in bench.results):
+            write_twin(folder)
         _report(folder, order.pair, bench, found)
     if not found["passed"]:
         raise Findings(found["findings"])
@@ -181,14 +184,7 @@ def _keys(order: Order, link: ServerLink, hellos: Mapping[str, Hello]) -> dict[s
     """Tell for every radio what its records depend on."""
     lab = order.pair.lab
     keys = {"server": RadioKey.of(link.radio.capabilities, link.settings(), lab.server.antenna)}
-    profile = link.profile
-    for name in order.names:
-        entry, hello = lab.node(name), hellos[name]
-        config = RadioConfig(
-            profile.rate_hz, profile.carrier_hz, profile.beacon_hz, profile.bandwidth_hz, entry.rx_gain_db,
-            entry.tx_attenuation_db,
-        )  # fmt: skip
-        keys[name] = RadioKey(hello.serial, hello.driver, **vars(config), antenna=entry.antenna or "")
+    keys |= {name: node_key(hellos[name], lab.node(name), link.profile) for name in order.names}
     return keys
 
 

@@ -148,7 +148,7 @@ class Calibrated:
                     f"{self.source}: mode C is not permitted for {name}: {told}",
                     'use waveform.mode = "R", or a shared reference',
                 )
-        longest_s, burst_s = verdict.get("lab", {}).get("burst_s"), profile.burst_samples / profile.rate_hz
+        longest_s, burst_s = verdict.get("largest_burst_s"), profile.burst_samples / profile.rate_hz
         if longest_s is None or burst_s <= longest_s:
             return []
         return [f"bursts last {1e3 * burst_s:.1f} ms, the largest useful burst of this lab {1e3 * longest_s:.1f} ms"]

@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 
 from radio.errors import RunError, TestbedError
-from testbed.front import interruptible, introduce, keys_of, prepare, serve, short
+from testbed.front import interruptible, introduce, keys_of, prepare, serve, short, twin_lab
 from testbed.parent import PARENT_VARIABLE, announce_ready, die_with_parent
 
 app = typer.Typer(
@@ -248,6 +248,12 @@ def ether(
     state: Annotated[
         Path | None, typer.Option(help="Run folder whose newest checkpoint holds the air to go on with.")
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--from-calibration", metavar="WHICH", help="Simulate the lab of a calibration, see twin.toml in it."
+        ),
+    ] = None,
 ) -> None:
     """Run the simulated air of a lab. Radios open on it as loopback:tcp://127.0.0.1:PORT/NAME.
 
@@ -264,6 +270,8 @@ def ether(
     from testbed.run import saved_air
 
     die_with_parent()
+    if calibration is not None:
+        lab = twin_lab(calibration, lab)
     room = load_lab(lab, settings or [])
     if room.ether is None:
         raise ConfigError(f"lab {room.name!r} has no [ether] table", "add one, or use its real radios")

@@ -11,14 +11,17 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from radio.errors import RunError
+from radio.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from testbed.calibrated import Calibrated
     from testbed.config import Pair
     from testbed.run import RunFolder
 
-__all__ = ["interruptible", "introduce", "keys_of", "prepare", "serve", "short"]
+__all__ = ["interruptible", "introduce", "keys_of", "prepare", "serve", "short", "twin_lab"]
+
+#: Where calibrations are looked for that are given as a number, or as latest.
+CALIBRATIONS = Path("calibrations")
 
 
 def prepare(
@@ -72,7 +75,7 @@ def _calibrated(wanted: str | None, run: Path | None, accept_stale: bool) -> Cal
     from testbed.calibrated import Calibrated
 
     if wanted is not None:
-        folder = CalibrationFolder.find(wanted, Path("calibrations"))
+        folder = CalibrationFolder.find(wanted, CALIBRATIONS)
         used: Calibrated | None = Calibrated(folder, short(folder.path), accept_stale)
     else:
         used = Calibrated.of(run) if run is not None else None
@@ -81,6 +84,21 @@ def _calibrated(wanted: str | None, run: Path | None, accept_stale: bool) -> Cal
     if used is not None:
         used.ready()
     return used
+
+
+def twin_lab(calibration: str, lab: Path | None) -> Path:
+    """Give the lab file of the digital twin of a calibration, by folder, number or latest.
+
+    Raises:
+        ConfigError: another lab file was given, too.
+        CalibrationError, RunError: there is no such calibration, or it does not hold enough.
+    """
+    from calibration.record import CalibrationFolder
+    from testbed.twin import write_twin
+
+    if lab is not None:
+        raise ConfigError(f"--from-calibration brings a lab of its own, not {lab}", "leave --lab away")
+    return write_twin(CalibrationFolder.find(calibration, CALIBRATIONS))
 
 
 def keys_of(pair: Pair, folder: RunFolder) -> Path:

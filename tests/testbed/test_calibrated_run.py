@@ -27,7 +27,7 @@ PLUTO = PROFILES["pluto-915"]
 VERDICT = {
     "findings": [],
     "nodes": {name: {"sigma_rad": 0.12, "modes": ["R", "non-coherent"]} for name in NAMES},
-    "lab": {"burst_s": 0.004, "modes": ["R", "non-coherent"]},
+    "largest_burst_s": 0.004,
 }
 
 
