@@ -80,13 +80,19 @@ class Tally:
         radio = self._radio
         first = radio.now()
         end = first + round(seconds * rate_hz)
-        reach = SEARCH_BLOCKS * self._block
         for target in range(first + round(GLANCE_S * rate_hz), end + 1, round(GLANCE_S * rate_hz)):
             radio.receive(0, max(target, radio.now()))
-            echo = self._burst()
-            begin = max(radio.now(), echo - reach)
-            self._check(radio.receive(echo + CODE_SAMPLES + reach - begin, begin), echo)
+            self.look()
         return radio.now() - first
+
+    def look(self) -> int:
+        """Send one burst, listen where it should be heard, and elsewhere if it is not; returns the offset found."""
+        echo, reach = self._burst(), SEARCH_BLOCKS * self._block
+        begin = max(self._radio.now(), echo - reach)
+        stop = max(echo + reach, begin) + CODE_SAMPLES
+        self._check(self._radio.receive(stop - begin, begin), echo)
+        assert self._heard is not None
+        return self._heard.offset
 
     def _burst(self) -> int:
         """Send the code as early as possible; returns the RX index at which it should be heard."""
@@ -119,7 +125,8 @@ class Tally:
         assert self._heard is not None
         reach = SEARCH_BLOCKS * self._block
         begin = max(0, echo - reach - capture.start)
-        found = match(capture.samples[begin : echo - capture.start + CODE_SAMPLES + reach], self._chips)
+        end = max(begin, echo - capture.start + reach) + CODE_SAMPLES
+        found = match(capture.samples[begin:end], self._chips)
         if found.clear:
             early = echo - (capture.start + begin + found.lag)
             self._heard = replace(self._heard, offset=self._heard.offset + early)
@@ -209,13 +216,14 @@ def offset(radio: Radio, config: RadioConfig, options: CalibrationOptions, seed:
         ``offset_samples`` (the last), ``spread_samples``, ``constant``, ``restarts``; curve ``offset_samples``. Nothing
         at all when the radio does not hear itself.
     """
-    try:
-        found = [hear_itself(radio, seed).offset]
-    except CalibrationError:
+    tally = Tally(radio, seed)
+    if not tally.hears_itself:
         return Result("offset", name)
+    found = [tally.look()]
     for _ in range(options.restarts):
         restart(radio, config)
-        found.append(hear_itself(radio, seed).offset)
+        # where one timeline is claimed, the echo should be where it was; elsewhere it may be anywhere
+        found.append(tally.look() if radio.capabilities.one_timeline else hear_itself(radio, seed).offset)
     spread = max(found) - min(found)
     constant = spread <= CONSTANT_SAMPLES
     finding = None
