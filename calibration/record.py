@@ -274,7 +274,7 @@ class CalibrationFolder:
         """
         newest: dict[tuple[str, str], Record] = {}
         paths = [path for tail in ("json", "*.json") for path in self._records.glob(f"{step}-{radio}.{tail}")]
-        for path in sorted(set(paths), key=_number):
+        for path in sorted(set(paths), key=lambda path: (_number(path), path.name)):
             record = _read(path)
             place = (record.result.step, record.result.radio)
             if place not in newest or record.time >= newest[place].time:

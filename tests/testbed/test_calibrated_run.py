@@ -138,7 +138,7 @@ def test_a_run_takes_an_old_calibration_when_told_to_says_so_and_repeats_from_it
 def test_a_run_refuses_the_records_of_another_radio(tmp_path, monkeypatch):
     swapped = calibrate(tmp_path, keys={"node-2": key("node-2", serial="104473", rx_gain_db=40.0)})
     setup, folder = ready(tmp_path, monkeypatch, swapped)
-    expected = r"noise-node-2\.json.*serial was '104473', is 'loopback-node-2', rx_gain_db was 40.0, is 60.0"
+    expected = r"balance-node-2\.json.*serial was '104473', is 'loopback-node-2', rx_gain_db was 40.0, is 60.0"
     with pytest.raises(Foreign, match=expected) as caught:
         launch(setup, RunFolder.open(folder.path))
     assert caught.value.exit_code == 4
