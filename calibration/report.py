@@ -92,13 +92,14 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; fon
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
 @media print {
-  body { max-width: none; padding: 0; font-size: 9.5pt; }
+  html { font-size: 66%; }
+  body { max-width: none; padding: 0; }
   figure, .finding, tr, .tile { break-inside: avoid; }
   h2, caption { break-after: avoid; }
   section#verdict { break-after: page; }
   .scroll { overflow: visible; }
   figure img { min-width: 0; }
-  th, td { white-space: normal; padding: .2rem .35rem; }
+  th, td { padding: .2rem .4rem; }
 }
 """
 
