@@ -67,7 +67,7 @@ def warm_up(results: Sequence[Result], scene: Scene) -> Picture | None:
     legend(figure, left)
     caption = f"Warm-up: frequency of each node against the server. At the end {extremes(drawn, 'ppm', '+.3f', 'ppm')}"
     if any("drift_ppb_per_s" in r.values for r in drawn):
-        caption += f", still moving by {extremes(drawn, 'drift_ppb_per_s', '+.2f', 'ppb/s')}"
+        caption += f", still moving by {extremes(drawn, 'drift_ppb_per_s', '+.3f', 'ppb/s')}"
     return picture("oscillator-warm", figure, caption + ".", f"Frequency offset over time of {len(drawn)} nodes")
 
 
@@ -102,7 +102,7 @@ def _logarithmic(axes: Axes) -> None:
     if axes.get_xscale() == "linear":
         axes.set(xscale="log", yscale="log")
         _plain(axes)
-        axes.xaxis.set_major_locator(LogLocator())
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.xaxis.set_minor_locator(NullLocator())
 
 
@@ -171,7 +171,7 @@ def lock_snr(results: Sequence[Result], scene: Scene) -> Picture | None:
 
 
 def lock_residual(results: Sequence[Result], scene: Scene) -> Picture | None:
-    """Draw how far each beacon's phase was from where the tracker expected it."""
+    """Draw how the phase of the beacons wandered."""
     drawn = steps(results, "lock_slot", "lock_residual_rad")
     if not drawn:
         return None
@@ -182,10 +182,13 @@ def lock_residual(results: Sequence[Result], scene: Scene) -> Picture | None:
         axes.axhline(0, color=MUTED, lw=0.8)
         axes.plot(slots[keep] - slots[0], residual[keep], ".", color=scene.colour(result.radio), ms=3)
 
-    figure = per_radio(drawn, scene, draw, "slot", "phase off by (rad)")
+    figure = per_radio(drawn, scene, draw, "slot", "phase (rad)")
     rms = {r.radio: float(np.sqrt(np.mean(r.curves["lock_residual_rad"] ** 2))) for r in drawn}
     worst = max(rms, key=rms.__getitem__)
-    caption = f"Phase of each beacon against the tracker's prediction. Largest rms: {rms[worst]:.3f} rad ({worst})"
+    caption = (
+        "Phase of each beacon, a constant drift of the frequency taken out: what the crystals and noise leave. "
+        f"Largest rms: {rms[worst]:.3f} rad ({worst})"
+    )
     if any("cfo_rms_hz" in r.values for r in drawn):
         caption += f"; frequency: rms {extremes(drawn, 'cfo_rms_hz', '.2f', 'Hz')}"
     return picture("lock-residual", figure, caption + ".", f"Phase residuals over slots of {len(drawn)} nodes")

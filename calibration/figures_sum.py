@@ -141,7 +141,7 @@ def waterfall(path: Path) -> Picture:
         np.asarray, specgram(capture.samples, BINS, rate_hz, noverlap=max(0, BINS - hop), mode="magnitude")
     )
     power = 20 * np.log10(size + 1e-9)
-    low, high = np.quantile(power, (0.05, 0.999))
+    low, high = np.quantile(power, (0.05, 0.97))  # the DC line is above
     figure, (axes,) = panels(1, 1, 3.9, right_in=1.0, top_in=0.5)
     marks = axes.inset_axes((0, 1.0, 1, 0.15), sharex=axes)
     extent = (0.0, 2e3 * float(seconds.mean()), float(hz[0]) / 1e3, float(hz[-1]) / 1e3)

@@ -75,7 +75,8 @@ def sums(bench: Bench) -> list[Result]:
         ratios = error / signal, predicted, formula / signal + clipping, bound
         rows.append((count, level_db, *(decibels(ratio) for ratio in ratios), *_interval(found[:, 0] / signal)))
         if number == 0:
-            whole = seen
+            whole, kept = seen, bench.kept["sum"]
+    bench.kept["sum"] = kept  # the samples worth keeping are those of all nodes at full power
     results = np.array(rows)
     full = results[0]
     loss = full[2] - full[4]

@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image
 from selenium import webdriver
 
-SHOWN = ("#verdict", "#figure-oscillator-adev", "#figure-sounding-gain", "#figure-sum-nmse")
-WIDTH, SCALE = 1060, 1.25
+SHOWN = ("#verdict", "#figure-oscillator-adev", "#figure-sum-nmse")
+WIDTH, SCALE, GAP = 1060, 1.25, 30
 
 
 def take(report: Path, target: Path) -> None:
@@ -34,12 +34,12 @@ def take(report: Path, target: Path) -> None:
         ]
     finally:
         driver.quit()
-    picture = Image.new("RGB", (max(shot.width for shot in shots), sum(shot.height for shot in shots)), "white")
-    reached = 0
+    size = max(shot.width for shot in shots) + 2 * GAP, sum(shot.height + GAP for shot in shots) + GAP
+    picture, reached = Image.new("RGB", size, "white"), GAP
     for shot in shots:
-        picture.paste(shot, (0, reached))
-        reached += shot.height
-    picture.quantize(128).save(target, optimize=True)
+        picture.paste(shot, (GAP, reached))
+        reached += shot.height + GAP
+    picture.quantize(255).save(target, optimize=True)
 
 
 if __name__ == "__main__":
