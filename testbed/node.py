@@ -78,6 +78,7 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("armed", "transmitted"): "sent",
     ("armed", "late"): "ready",
     ("tracking", "late"): "tracking",
+    ("measuring", "late"): "measuring",
     ("sent", "plan"): "armed",
     ("sent", "report"): "ready",
     ("training", "report"): "ready",

@@ -15,6 +15,7 @@ __all__ = ["PATIENCE_S", "BusTeam"]
 
 #: How long a node may take for a task beyond the time that it lasts on the air.
 PATIENCE_S = 60.0
+GONE = "its process has ended, or its network link is down"
 
 
 class BusTeam:
@@ -37,12 +38,13 @@ class BusTeam:
 
     async def _ask(self, tasks: Mapping[str, Task], span_s: float) -> dict[str, Reply]:
         self._asked += 1
+        gone: set[str] = set()
         for name, task in tasks.items():
             order = Measure(what=task.what, detail=dict(task.detail), round=self._asked)
-            await self._bus.send_all([name], order, dict(task.arrays))
-        replies = await self._gather(tasks, span_s + PATIENCE_S)
+            gone |= set(await self._bus.send_all([name], order, dict(task.arrays)))
+        replies = await self._gather(set(tasks) - gone, span_s + PATIENCE_S)
         nothing = Reply(failure=f"no answer within {span_s + PATIENCE_S:.0f} s")
-        return {name: replies.get(name, nothing) for name in tasks}
+        return {name: Reply(failure=GONE) if name in gone else replies.get(name, nothing) for name in tasks}
 
     async def _gather(self, names: Iterable[str], timeout_s: float) -> dict[str, Reply]:
         """Wait for one answer of every node; who is lost or refuses says why."""
@@ -52,7 +54,7 @@ class BusTeam:
         while wanted - set(replies) and (left := end - time.monotonic()) > 0:
             item = await self._bus.receive(min(left, 1.0))
             if isinstance(item, Lost):
-                replies[item.name] = Reply(failure="its process has ended, or its network link is down")
+                replies[item.name] = Reply(failure=GONE)
             elif isinstance(item, Envelope):
                 message = item.message
                 if isinstance(message, Hello):

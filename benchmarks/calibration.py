@@ -1,0 +1,113 @@
+"""How true a calibration is: every estimate against the simulated air's own truth, over presets and seeds.
+
+For each quantity: in how many cases its 95 % interval holds the truth, and its errors. Clean figures need many seeds;
+one seed of eight nodes takes half a minute on one core.
+
+    python benchmarks/calibration.py [--seeds 20] [--nodes 8] [--presets pluto-stock,usrp-ref]
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from calibrated_lab import build, run
+
+from calibration.steps import NAMES
+from calibration.verdict import verdict
+from radio.links import THERMAL_DBM_PER_HZ
+from radio.ofdm import PROFILES
+from radio.presets import PRESETS
+
+FULL = {"integrity_s": 3, "restarts": 2, "warm_up_s": 60, "oscillator_s": 10}
+FREE = ("pluto-stock", "usrp-free")
+
+
+def true_ppm(air, name: str, span_s: float) -> float:
+    """Frequency against the server's, averaged over one step in the middle of the stretch that has just been heard."""
+    at = air._stations[name].reached_s() - span_s / 2 + np.array([-0.01, 0.01])
+    mine, theirs = (air._stations[each].clock.error_s(at) for each in (name, "server"))
+    return float((np.diff(mine) - np.diff(theirs))[0] / 0.02 * 1e6)
+
+
+def true_link(air, bench, name: str) -> tuple[float, float]:
+    """Mean link gain in dB and SNR per resource element in dB over the soundings just made."""
+    offsets_hz = np.asarray(bench.profile.bins) * bench.profile.spacing_hz
+    starts = bench.team.starts[name]
+    power = np.mean([np.mean(air.amplitude(name, "server", start, offsets_hz) ** 2) for start in starts])
+    server = air._stations["server"]
+    gain_db = server.config.rx_gain_db - server.effects.rx_fs_offset_dbm
+    floor_db = THERMAL_DBM_PER_HZ + server.effects.noise_figure_db + 10 * math.log10(bench.profile.rate_hz) + gain_db
+    if server.effects.adc_bits:  # rounding of both parts to 2^-(bits-1)
+        floor_db = 10 * math.log10(10 ** (floor_db / 10) + 2 * 4.0 ** (1 - server.effects.adc_bits) / 12)
+    gain = 10 * math.log10(power)
+    return gain, gain + 20 * math.log10(bench.uplink.full_drive) - floor_db
+
+
+def lab(preset: str, seed: int, nodes: int) -> dict[str, list[tuple[float, float, bool]]]:
+    """Calibrate one lab; gives (estimate, truth, held) by quantity."""
+    bench, air = build(preset, nodes, FULL, seed=seed, snr_db=20.0)
+    rows = defaultdict(list)
+
+    def note(quantity: str, estimate, truth: float) -> None:
+        rows[quantity].append((estimate.value, truth, estimate.holds(truth)))
+
+    def steps(first: str, last: str) -> dict[str, dict]:
+        found = run(bench, ",".join(NAMES[NAMES.index(first) : NAMES.index(last) + 1]))
+        for each in found:
+            if each.finding is not None:
+                print(f"  {preset} seed {seed}: {each.step} {each.radio}: {each.finding.text}")
+        return {each.radio: each.values for each in found if each.step == last}
+
+    effects = air._stations["node-1"].effects
+    pair = math.sqrt(2) * effects.adev if preset in FREE else 0.0
+    for name, values in steps("lock", "oscillator").items():
+        if name != "server" and values:
+            note("ppm", values["ppm"], true_ppm(air, name, FULL["oscillator_s"]))
+            note("adev", values["adev"], pair)
+            note("drift ppb/s", values["drift_ppb_per_s"], 0.0)
+        if "adev_own" in values and pair:
+            note("adev of one", values["adev_own"], effects.adev)
+    for name, values in steps("sounding", "sounding").items():
+        gain_db, snr_db = true_link(air, bench, name)
+        note("gain dB", values["gain_db"], gain_db)
+        note("snr dB", values["snr_db"], snr_db)
+    if (total := steps("timing", "sum").get("server")) is not None:
+        measured = total["nmse_db"].value
+        rows["sum: predicted dB"].append((total["predicted_db"], measured, abs(total["predicted_db"] - measured) < 1.5))
+        told = verdict(bench.results, bench.names, PROFILES["pluto-915"])["nmse_predicted_db"]
+        rows["verdict: predicted dB"].append((told, measured, abs(told - measured) < 1.5))
+    return rows
+
+
+def main() -> None:
+    """Run all labs and print a table."""
+    words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    words.add_argument("--seeds", type=int, default=20)
+    words.add_argument("--nodes", type=int, default=8)
+    words.add_argument("--presets", default=",".join(PRESETS))
+    asked = words.parse_args()
+    for preset in asked.presets.split(","):
+        begun, rows = time.perf_counter(), defaultdict(list)
+        for seed in range(1, asked.seeds + 1):
+            for quantity, found in lab(preset, seed, asked.nodes).items():
+                rows[quantity] += found
+        print(f"{preset}: {asked.seeds} labs of {asked.nodes} nodes, {time.perf_counter() - begun:.0f} s")
+        print(f"  {'quantity':22} {'cases':>6} {'held':>7} {'rms error':>11} {'95 % of errors below':>21}")
+        for quantity, found in rows.items():
+            table = np.array([(value - truth, held) for value, truth, held in found], float)
+            error = np.abs(table[:, 0])
+            print(
+                f"  {quantity:22} {len(table):6d} {100 * table[:, 1].mean():6.1f}% {np.sqrt(np.mean(error**2)):11.3g} "
+                f"{np.quantile(error, 0.95):21.3g}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
