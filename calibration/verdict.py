@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from calibration.predict import COHERENT_LIMIT_RAD, NodeBudget, predict_nmse_db
+from calibration.predict import COHERENT_LIMIT_RAD, Mode, NodeBudget, predict_nmse_db
 from calibration.result import Estimate, Result
 from radio.ofdm import Profile
 
@@ -62,8 +62,8 @@ def verdict(results: Results, names: Sequence[str], profile: Profile) -> dict[st
         "nodes": nodes,
         "profile": profile.name,
         "modes": modes,
-        "nmse_predicted_db": round(predict_nmse_db("R", budgets, noise), 2) if budgets else None,
-        "nmse_predicted_complex_db": round(predict_nmse_db("C", budgets, noise), 2) if budgets else None,
+        "nmse_predicted_db": _predicted("R", budgets, noise, whole),
+        "nmse_predicted_complex_db": _predicted("C", budgets, noise, whole),
         "nmse_measured_db": None if whole is None or "nmse_db" not in whole.values else whole.number("nmse_db"),
         "largest_burst_s": useful_s,
         "largest_burst_symbols": None if useful_s is None else int(useful_s * profile.rate_hz / profile.symbol_samples),
@@ -84,6 +84,13 @@ def _budgets(nodes: Mapping[str, Mapping[str, Any]], more_rad: float = 1.0) -> l
         NodeBudget(10 ** (min(node["snr_db"] - level_db, 0.0) / 10), more_rad * node["sigma_rad"], 0.0)
         for node in nodes.values()
     ]
+
+
+def _predicted(mode: Mode, budgets: Sequence[NodeBudget], noise: float, whole: Result | None) -> float | None:
+    """Predict the error of the sum: as before the bursts of the last step where that was made, else from its parts."""
+    if whole is not None and whole.values.get("mode") == mode:
+        return round(whole.number("predicted_db"), 2)
+    return round(predict_nmse_db(mode, budgets, noise), 2) if budgets else None
 
 
 def _level_db(nodes: Mapping[str, Mapping[str, Any]]) -> float:

@@ -52,7 +52,12 @@ def test_what_was_measured_is_what_the_air_is(good):
 
 def test_the_verdict_says_what_follows(good):
     bench, results, _, _ = good
+    measured = next(each for each in results if each.step == "sum")
     told = verdict(bench.results, bench.names, bench.profile)
+    assert told["nmse_measured_db"] == measured.number("nmse_db")
+    assert told["nmse_predicted_db"] == pytest.approx(measured.number("predicted_db"), abs=0.01)
+    told = verdict({key: each for key, each in bench.results.items() if key[0] != "sum"}, bench.names, bench.profile)
+    assert told["nmse_measured_db"] is None
     assert told["passed"] and told["findings"] == []
     assert set(told["nodes"]) == set(bench.names)
     assert told["modes"] == ["R", "non-coherent"]
@@ -62,7 +67,6 @@ def test_the_verdict_says_what_follows(good):
         NodeBudget(10 ** ((node["snr_db"] - level_db) / 10), node["sigma_rad"], 0.0) for node in told["nodes"].values()
     ]
     assert told["nmse_predicted_db"] == pytest.approx(predict_nmse_db("R", budgets, 10 ** (-level_db / 10)), abs=0.01)
-    assert told["nmse_measured_db"] == next(each for each in results if each.step == "sum").number("nmse_db")
 
 
 def radios(**overrides):
