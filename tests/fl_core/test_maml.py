@@ -318,3 +318,24 @@ def test_meta_training_with_the_defaults_helps_new_clients(seed: int) -> None:
     assert trained.accuracy > untrained.accuracy + 0.2
     assert trained.accuracy > trained.accuracy_before + 0.4, "it is the fine-tuning step that classifies"
     assert maml.gradient_norm_squared(model, theta, full, learn.alpha) < 0.2 * slope
+
+
+# --- devices
+
+
+@pytest.mark.parametrize("options", [SMOOTH, CNN])
+@pytest.mark.parametrize("method", METHODS)
+def test_learning_stays_on_the_device_of_its_arguments(options: ModelOptions, method: maml.Method) -> None:
+    """On torch's device without data: whatever the learning makes elsewhere does not mix with it."""
+    model, theta = start(options, torch.float32)
+    elsewhere = theta.to("meta")
+    with pytest.raises(RuntimeError, match="not on the expected device"):
+        elsewhere + theta
+    tasks = data.moved(task(torch.float32, (4, 2)), "meta")
+    for starts in (elsewhere, elsewhere.expand(4, -1)):
+        update = maml.local_updates(model, starts, tasks, 0.1, 0.1, method, 2)
+        assert update.device.type == "meta" and update.shape == (4, model.dimension)
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta tensor"):  # only the last number is read
+        maml.evaluate(model, elsewhere, data.moved(task(torch.float32, (4,)), "meta"), 0.1)
+    with pytest.raises((NotImplementedError, RuntimeError), match=r"meta tensor|\.item\(\)"):
+        maml.gradient_norm_squared(model, elsewhere, tasks, 0.1)
