@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float64
 from scipy.fft import fft, fftfreq
-from scipy.signal.windows import blackmanharris
 from scipy.special import gammainccinv
 
 from calibration.options import CalibrationOptions
@@ -75,7 +74,7 @@ class Watch:
         """Give the noise power per sample and its relative standard deviation, from cells that hold nothing else."""
         free = ~busy & (~loud | loud.all())[:, None]
         size = self.hz.size
-        square = blackmanharris(size, sym=False) ** 2
+        square = _window(size) ** 2
         weight = np.zeros((FRAMES + 1) * size // 2)
         for frame in range(FRAMES):
             weight[frame * size // 2 :][:size] += square
@@ -95,7 +94,7 @@ def listen(radio: Radio, config: RadioConfig, seconds: float | None) -> Watch:
     size = 1 << max(6, round(math.log2(config.rate_hz / RESOLUTION_HZ)))
     length = (FRAMES + 1) * size // 2
     rows = LINE_UP_ROWS if seconds is None else max(LINE_UP_ROWS, round(seconds * config.rate_hz / length))
-    window = blackmanharris(size, sym=False).astype(np.float32)
+    window = _window(size).astype(np.float32)
     power = np.empty((rows, size))
     total, clipped = 0.0 + 0.0j, 0
     start: int | None = radio.newest()
@@ -117,6 +116,12 @@ def listen(radio: Radio, config: RadioConfig, seconds: float | None) -> Watch:
     cells = power.reshape(rows, -1, CELL).mean(axis=2)[:, inside]
     count = rows * length
     return Watch(power, hz, cells, cell_hz[inside], total / count, count, clipped, config.rate_hz)
+
+
+def _window(size: int) -> np.ndarray:
+    from scipy.signal.windows import blackmanharris  # imported late: it takes a second, and nodes start by the dozen
+
+    return np.asarray(blackmanharris(size, sym=False))
 
 
 def _row(samples: Samples, window: np.ndarray) -> np.ndarray:

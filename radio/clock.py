@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float32, Float64
-from scipy.signal import lfilter
 
 from radio.airkernel import clock_error, clock_error_at
 
@@ -75,6 +74,8 @@ class FlickerPath:
         self._chunks = Chunks(self._make, CHUNK)
 
     def _step(self, number: int) -> tuple[np.ndarray, tuple[Float64[np.ndarray, " process"], float]]:
+        from scipy.signal import lfilter  # imported late: it takes a second, and only the air itself needs it
+
         state, error_s = self._states[number]
         tau, ratio = self._tau, STEP_S / self._tau
         keep = np.exp(-ratio)
