@@ -204,7 +204,6 @@ def _told(error: TestbedError) -> dict[str, Any]:
 
 def main(uri: str, *numbers: str) -> None:
     """Open one radio and serve it; the process behind ``ApartRadio``."""
-    hurry()
     streaming, control = (Connection(int(number)) for number in numbers)
     try:
         driver, rest = radio.driver_of(uri)
@@ -212,6 +211,7 @@ def main(uri: str, *numbers: str) -> None:
     except TestbedError as error:
         _say(control, {"error": _told(error)}, {})
         return
+    hurry()  # not before: what a library starts when it opens a device may ask without a pause
     try:
         _say(control, {"result": {"name": device.name, "capabilities": asdict(device.capabilities)}}, {})
         threading.Thread(target=_serve, args=(device, streaming), daemon=True).start()

@@ -108,8 +108,7 @@ class Cell:
         """
         names = list(self.links if names is None else names)
         cycle = layout(self.profile, self.lead_samples, self.before, len(names) * sounding_samples(self.profile))
-        first = self.link.next_slot()
-        self.link.send_beacons(first, ACQUIRE_SLOTS)
+        first = self.link.beckon(ACQUIRE_SLOTS)
         start = self.link.schedule(cycle, 1)
         refused = {}
         for place, name in enumerate(names):

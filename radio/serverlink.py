@@ -6,6 +6,7 @@ Slot n begins at TX index ``origin + n * slot_samples`` of the server's radio; a
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxtyping import Complex64
 from radio.base import Capture, Radio, RadioConfig
 from radio.beacon import beacon
 from radio.cycle import Cycle, sounding_samples
+from radio.errors import TooLate
 from radio.ofdm import Profile, demodulate
 from radio.sync import Link, estimate_link, noise_of, sounding
 from radio.timeline import Echo, measure_offset
@@ -28,6 +30,8 @@ REMEMBERED = 256
 COMMON_S = 1e-3
 #: Time in seconds that an order takes to its node, where time does not stand still meanwhile.
 ORDER_S = 0.05
+#: How often the server starts over with beacons that its own busy host made it miss.
+STARTS = 5
 
 
 @dataclass(frozen=True)
@@ -96,23 +100,40 @@ class ServerLink:
         room = first - self.origin
         return max(self.last_slot + 1, -(-room // self.profile.slot_samples))
 
-    def send_beacons(self, first_slot: int, count: int) -> None:
-        """Order the beacons of ``count`` slots.
+    def beckon(self, slots: int) -> int:
+        """Order a beacon in each of the next ``slots`` slots and return the first.
 
         Raises:
-            TooLate: the first of them can no longer be met.
+            TooLate: this host is held up for longer than orders can be given ahead, again and again.
         """
-        for slot in range(first_slot, first_slot + count):
-            self.radio.transmit(beacon(self.profile, slot), self.origin + slot * self.profile.slot_samples)
-            self.unheard.append(slot)
-        self.last_slot = max(self.last_slot, first_slot + count - 1)
+        return self._from_next(range(slots), slots)
 
     def schedule(self, cycle: Cycle, count: int) -> int:
-        """Order the beacons of ``count`` cycles in a row and return the first slot."""
-        first = self.next_slot()
-        for number in range(count):
-            self.send_beacons(first + number * cycle.slots, cycle.beacons)
-        self.last_slot = first + count * cycle.slots - 1
+        """Order the beacons of ``count`` cycles in a row and return the first slot.
+
+        Raises:
+            TooLate: as ``beckon``.
+        """
+        begins = range(0, count * cycle.slots, cycle.slots)
+        return self._from_next(
+            [begin + place for begin in begins for place in range(cycle.beacons)], count * cycle.slots
+        )
+
+    def _from_next(self, slots: Sequence[int], length: int) -> int:
+        """Order beacons in ``slots``, counted from the next that can be met; one that went by costs a new start."""
+        for left in reversed(range(STARTS)):
+            first = self.next_slot()
+            try:
+                for slot in slots:
+                    at = first + slot
+                    self.radio.transmit(beacon(self.profile, at), self.origin + at * self.profile.slot_samples)
+                    self.unheard.append(at)
+            except TooLate:
+                if not left:
+                    raise
+            else:
+                break
+        self.last_slot = first + length - 1
         return first
 
     def rx_index(self, slot: int, at: int = 0) -> int:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 from radio.base import Capabilities, Capture, Discovered, RadioConfig, Samples, Tier, TxReport
 from radio.errors import ConfigError, RadioError, RadioNotFound, RadioRefused, TooLate
 from radio.ring import RxRing
+from radio.urgency import calm
 from radio.usrp_clock import last_pps, lock_reference, set_time, wait
 from radio.usrp_stream import FULL_SCALE, REMEDY, STALL_S, Streams, to_pairs
 
@@ -40,6 +41,7 @@ FULL_SCALE_DBM = 20.0  # at the highest gain, the most that common daughterboard
 LEAD_S = 0.05  # a burst reaches the device this long before its time: less comes late under load
 CLAIM_S = 15.0  # a network USRP lets go of a dead owner after some 5 s
 HOP_HZ = 250e6
+CONTROL_THREAD = "uhd_ctrl_ep"  # of UHD, one per network device: it asks the socket for answers without a pause
 APT = "apt-get install -y --no-install-recommends python3-uhd, then link its folder uhd into this environment"
 NUMPY = "pip install 'numpy<2' in this environment"
 
@@ -140,7 +142,9 @@ def _make(uhd: Any, arguments: dict[str, str], patience_s: float = 0.0) -> tuple
     while True:
         if serial not in _open and found[0].get("claimed") != "True":
             try:
-                return uhd.usrp.MultiUSRP(wanted), found[0]
+                usrp = uhd.usrp.MultiUSRP(wanted)
+                calm(CONTROL_THREAD)
+                return usrp, found[0]
             except RuntimeError as error:
                 why = str(error).splitlines()[0]
         else:

@@ -14,6 +14,7 @@ from jaxtyping import Int16
 from radio.base import EventKind, Samples, StreamEvent, checked
 from radio.errors import RadioError
 from radio.ring import RxRing
+from radio.urgency import hurry
 
 IQ = Int16[np.ndarray, "sample 2"]
 
@@ -99,6 +100,7 @@ class Streams:
         return begin
 
     def _guarded(self, work: Any) -> None:
+        hurry(2)
         try:
             work()
         except RuntimeError as error:

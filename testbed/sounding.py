@@ -61,8 +61,7 @@ async def sound(server: Server, reasons: Mapping[str, str], search: bool) -> Non
     )
     server.ready -= set(names)
     if search:
-        first = server.link.next_slot()
-        await asyncio.to_thread(server.link.send_beacons, first, ACQUIRE_SLOTS)
+        await asyncio.to_thread(server.link.beckon, ACQUIRE_SLOTS)
         heard = await _windows(server, names, cycle, 1, ACQUIRE_SLOTS * profile.slot_samples)
         for name, links in heard.items():
             if links[0].snr_db < FLOOR_DB:

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import socketserver
 import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
 from typing import Any
+
+# threads of a matrix product wait for each other without pause, and here some may be more urgent than others
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 
 import numpy as np
 from airs import FRAME
@@ -26,6 +30,7 @@ from radio.errors import RadioError
 from radio.ether import Ether
 from radio.paced import paced_options
 from radio.presets import preset
+from radio.urgency import hurry
 from radio.warm import warm
 
 FULL_SCALE = np.float32(2.0**15)
@@ -151,6 +156,7 @@ def main() -> None:
     parser.add_argument("--while-stdin", action="store_true", help="end when standard input does")
     options = parser.parse_args()
     names = ["server", *(f"node-{number}" for number in range(1, options.radios))]
+    hurry(2)  # the air, and the devices that are started from here, stand for what no host can hold up
     bridge = Bridge(Ether(paced_options(preset(options.preset, seed=options.seed), names), names))
     with ExitStack() as devices, suppress(KeyboardInterrupt):
         for number, name in enumerate(names, options.first):
