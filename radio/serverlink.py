@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from radio.errors import TooLate
 from radio.ofdm import Profile, demodulate
 from radio.sync import Link, estimate_link, noise_of, sounding
 from radio.timeline import Echo, measure_offset
+from radio.urgency import urgent
 
 Grid = Complex64[np.ndarray, "symbol bin"]
 
@@ -121,18 +123,19 @@ class ServerLink:
 
     def _from_next(self, slots: Sequence[int], length: int) -> int:
         """Order beacons in ``slots``, counted from the next that can be met; one that went by costs a new start."""
-        for left in reversed(range(STARTS)):
-            first = self.next_slot()
-            try:
-                for slot in slots:
-                    at = first + slot
-                    self.radio.transmit(beacon(self.profile, at), self.origin + at * self.profile.slot_samples)
-                    self.unheard.append(at)
-            except TooLate:
-                if not left:
-                    raise
-            else:
-                break
+        with urgent() if self.radio.capabilities.real_time else nullcontext():
+            for left in reversed(range(STARTS)):
+                first = self.next_slot()
+                try:
+                    for slot in slots:
+                        at = first + slot
+                        self.radio.transmit(beacon(self.profile, at), self.origin + at * self.profile.slot_samples)
+                        self.unheard.append(at)
+                except TooLate:
+                    if not left:
+                        raise
+                else:
+                    break
         self.last_slot = first + length - 1
         return first
 

@@ -1,4 +1,4 @@
-"""Asks the system to run threads that feed a stream before others, and those that only wait last; knows no radio."""
+"""Asks the system to run threads that feed a stream before others, and those that only wait later; knows no radio."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 __all__ = ["calm", "hurry", "urgent"]
 
-NICE, LAST = -15, 19
+NICE, CALM = -15, 5
 
 
 def hurry(rank: int = 1) -> bool:
@@ -37,7 +37,7 @@ def hurry(rank: int = 1) -> bool:
 
 
 def calm(prefix: str) -> int:
-    """Put threads of this process after ordinary work: what asks without a pause takes only what nobody else wants.
+    """Put threads of this process a little after ordinary work: what asks without a pause must not take all there is.
 
     Args:
         prefix: how the names of these threads begin.
@@ -50,7 +50,7 @@ def calm(prefix: str) -> int:
         with suppress(OSError):  # it ended meanwhile
             if (thread / "comm").read_text().startswith(prefix):
                 os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
-                os.setpriority(os.PRIO_PROCESS, int(thread.name), LAST)
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), CALM)
                 found += 1
     return found
 

@@ -39,6 +39,7 @@ REAL_TIME = True  # its streams do not wait for a busy interpreter
 SAFE_RATE_HZ = 10e6  # what one Python process keeps up with in both directions
 FULL_SCALE_DBM = 20.0  # at the highest gain, the most that common daughterboards give: B2xx 10 to 17, UBX and SBX 20
 LEAD_S = 0.05  # a burst reaches the device this long before its time: less comes late under load
+LAG_S = 0.02  # a sample reaches the caller within this time, from the antenna through block, network and ring
 CLAIM_S = 15.0  # a network USRP lets go of a dead owner after some 5 s
 HOP_HZ = 250e6
 CONTROL_THREAD = "uhd_ctrl_ep"  # of UHD, one per network device: it asks the socket for answers without a pause
@@ -223,7 +224,7 @@ class UsrpRadio:
             serial=self.serial,
             driver=f"usrp (UHD {version})",
             max_rate_hz=self._max_rate_hz,
-            turnaround_samples=math.ceil(LEAD_S * (self._config.rate_hz if self._config else 1e6)),
+            turnaround_samples=math.ceil((LEAD_S + LAG_S) * (self._config.rate_hz if self._config else 1e6)),
             block_samples=self._streams.block if self._streams else 1,
             one_timeline=True,
             shared_reference=shared,
@@ -339,9 +340,7 @@ class UsrpRadio:
     # --- samples
 
     def _unmute(self, config: RadioConfig) -> None:
-        """Bring the gain back and read it; a burst that was muted must not be heard now, so wait for its end."""
-        if self._muted and self._streams is not None:
-            self._streams.play_out()
+        """Bring the gain back and read it."""
         wanted = self._usrp.get_tx_gain_range(0).stop() - config.tx_attenuation_db
         self._usrp.set_tx_gain(wanted, 0)
         taken = self._usrp.get_tx_gain(0)
@@ -352,30 +351,44 @@ class UsrpRadio:
     def transmit(self, samples: Samples, start: int | None = None) -> TxReport:
         """Queue a finite burst for TX index ``start``; its report carries what the device said of earlier ones.
 
+        The first one after ``mute`` waits for the end of a burst that was muted, which must not be heard now; its own
+        samples are on their way while the gain comes back.
+
         Raises:
-            TooLate: less than the lead is left.
+            TooLate: less than the lead is left, or the gain took longer than that.
         """
         pairs, clipped = to_pairs(samples, self.name)
         streams = self._running()
-        if self._muted and self._config is not None:
+        if self._muted:
             with _asking(self.name):
-                self._unmute(self._config)
+                streams.play_out()
         first = self.earliest()
         start = first if start is None else start
         if start < first:
-            raise TooLate(
-                f"{self.name}: TX index {start} is {first - start} samples before the earliest, {first}",
-                "plan further ahead",
-                first - start,
-            )
+            raise self._late(start, first)
         self._end = start + len(pairs)
-        return TxReport(start, len(pairs), clipped, streams.add(pairs, start))
+        events = streams.add(pairs, start)
+        if self._muted and self._config is not None:
+            try:
+                with _asking(self.name):
+                    self._unmute(self._config)
+                if start < (now := streams.ticks()):
+                    raise self._late(start, now)
+            except RadioError:
+                streams.drop()
+                self._end = 0
+                raise
+        return TxReport(start, len(pairs), clipped, events)
+
+    def _late(self, start: int, first: int) -> TooLate:
+        text = f"{self.name}: TX index {start} is {first - start} samples before the earliest, {first}"
+        return TooLate(text, "plan further ahead", first - start)
 
     def earliest(self) -> int:
         """Give the first TX index that is free and a lead away from the device's time."""
         streams = self._running()
         with _asking(self.name):
-            return max(streams.ticks() + self.capabilities.turnaround_samples, self._end)
+            return max(streams.ticks() + math.ceil(LEAD_S * streams.rate_hz), self._end)
 
     def now(self) -> int:
         """Give the RX index of the next sample."""

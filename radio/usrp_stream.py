@@ -25,6 +25,7 @@ HAND_S = 0.2  # a burst is handed over this long before its time: until then a m
 CHUNK_S = 0.02  # what a mute cannot cut off a burst that is being handed over
 POLL_S = 0.1
 STALL_S = 1.0
+DRIFT = 1e-4  # between the crystals of device and host
 REMEDY = "check power and cable, then open it again"
 
 
@@ -52,7 +53,7 @@ class Streams:
     """
 
     def __init__(self, uhd: Any, usrp: Any, ring: RxRing, rate_hz: float, name: str) -> None:
-        self._types, self._usrp, self._ring, self._rate_hz, self._name = uhd.types, usrp, ring, rate_hz, name
+        self._types, self._usrp, self._ring, self.rate_hz, self._name = uhd.types, usrp, ring, rate_hz, name
         wire = uhd.usrp.StreamArgs("sc16", "sc16")
         wire.channels = [0]
         self._rx, self._tx = usrp.get_rx_stream(wire), usrp.get_tx_stream(wire)
@@ -63,6 +64,7 @@ class Streams:
         self._stop = threading.Event()
         self._bursts: queue.Queue[tuple[IQ, int, int]] = queue.Queue()
         self._drops = self._handed = 0
+        self._ahead: float | None = None  # of the host's clock, in samples, as far as samples that came in tell
         self._events: deque[StreamEvent] = deque()
         self._threads: list[threading.Thread] = []
 
@@ -85,15 +87,17 @@ class Streams:
         rx.issue_stream_cmd(self._types.StreamCMD(self._types.StreamMode.stop_cont))
 
     def ticks(self) -> int:
-        """Ask for the device's time."""
-        return int(self._usrp.get_time_now(0).to_ticks(self._rate_hz))
+        """Give the device's time, or a moment earlier: the received samples tell it, and asking takes milliseconds."""
+        if self._ahead is None:
+            return int(self._usrp.get_time_now(0).to_ticks(self.rate_hz))
+        return round(self._ahead + time.monotonic() * self.rate_hz)
 
     def _spec(self, index: int) -> Any:
         """Give an index as whole seconds and fraction: one float of seconds comes late (uhd issue 592)."""
-        return self._types.TimeSpec.from_ticks(index, self._rate_hz)
+        return self._types.TimeSpec.from_ticks(index, self.rate_hz)
 
     def _command_start(self) -> int:
-        begin = self.ticks() + round(START_S * self._rate_hz)
+        begin = self.ticks() + round(START_S * self.rate_hz)
         command = self._types.StreamCMD(self._types.StreamMode.start_cont)
         command.stream_now, command.time_spec = False, self._spec(begin)
         self._rx.issue_stream_cmd(command)
@@ -125,7 +129,9 @@ class Streams:
                     raise RuntimeError(f"no samples for {STALL_S:g} s")
                 continue
             silent = 0
-            index = int(metadata.time_spec.to_ticks(self._rate_hz)) if metadata.has_time_spec else expected
+            index = int(metadata.time_spec.to_ticks(self.rate_hz)) if metadata.has_time_spec else expected
+            ahead = index + count - time.monotonic() * self.rate_hz  # less by as much as these samples were late
+            self._ahead = ahead if self._ahead is None else max(ahead, self._ahead - DRIFT * count)
             gap, skip = index - expected, min(max(expected - index, 0), count)  # rounding may repeat a sample
             events = (StreamEvent(cause, expected, gap),) if gap > 0 and cause == "overflow" else ()
             self._ring.append(buffer[0, skip:count].view(np.int16).reshape(-1, 2), index + skip, events)
@@ -145,7 +151,7 @@ class Streams:
     def play_out(self) -> None:
         """Wait until what was handed over before a ``drop`` is over: it cannot be taken back."""
         while (left := self._handed - self.ticks()) > 0:
-            time.sleep(left / self._rate_hz)
+            time.sleep(left / self.rate_hz)
 
     def _sending(self) -> None:
         """Hand bursts to the device, and collect what it says of them, until told to stop."""
@@ -157,7 +163,7 @@ class Streams:
             except queue.Empty:
                 continue
             count = len(pairs)
-            while (early_s := (start - self.ticks()) / self._rate_hz - HAND_S) > 0 and drops == self._drops:
+            while (early_s := (start - self.ticks()) / self.rate_hz - HAND_S) > 0 and drops == self._drops:
                 self._stop.wait(min(early_s, CHUNK_S))
             if drops == self._drops:
                 self._send(pairs, start, drops)
@@ -166,13 +172,13 @@ class Streams:
         metadata = self._types.TXMetadata()
         metadata.start_of_burst = metadata.has_time_spec = True
         metadata.time_spec = self._spec(start)
-        words, chunk, sent = pairs.view(np.int32).reshape(1, -1), max(1, round(CHUNK_S * self._rate_hz)), 0
+        words, chunk, sent = pairs.view(np.int32).reshape(1, -1), max(1, round(CHUNK_S * self.rate_hz)), 0
         self._handed = start + chunk
         while sent < words.shape[1]:
             cut = drops != self._drops
             piece = np.zeros((1, 1), np.int32) if cut else words[:, sent : sent + chunk]
             metadata.end_of_burst = cut or sent + piece.shape[1] == words.shape[1]
-            wait_s = max(0.0, (start + sent - self.ticks()) / self._rate_hz)  # a full device takes it at its time
+            wait_s = max(0.0, (start + sent - self.ticks()) / self.rate_hz)  # a full device takes it at its time
             taken = self._tx.send(piece, metadata, wait_s + STALL_S)
             if cut:
                 return
@@ -196,5 +202,5 @@ class Streams:
             if message.event_code in kinds:
                 kind, at = kinds[message.event_code], start
                 if kind != "late" and message.has_time_spec:  # a late burst is dropped whole
-                    at = min(max(int(message.time_spec.to_ticks(self._rate_hz)), start), start + count)
+                    at = min(max(int(message.time_spec.to_ticks(self.rate_hz)), start), start + count)
                 self._events.append(StreamEvent(kind, at, start + count - at))

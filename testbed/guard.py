@@ -26,6 +26,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 import radio
 from radio.disk import disk_errors
 from radio.errors import LinkError, RadioRefused, TestbedError
@@ -125,6 +127,9 @@ def open_guarded(
     guard = Guard(uri, folder) if hasattr(driver, "silence") else None
     if guard is None:
         log.warning("radio %s: its driver has no silence(), so no guard can mute it when this process is killed", uri)
+    if getattr(driver, "REAL_TIME", False):
+        # threads of a matrix product wait for each other without pause: an urgent one would starve the others
+        threadpool_limits(1, "blas")
     try:
         ether = None if air is None else RemoteEther(air)
         written = audit or _emissions(folder / "emissions.jsonl")
