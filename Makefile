@@ -46,8 +46,7 @@ $(VENV)/.dev: $(VENV)/.core
 	$(PYTHON) -m venv .venv-uhd
 	grep -v '^numpy==' constraints.txt > .venv-uhd/constraints.txt
 	.venv-uhd/bin/python -m pip --disable-pip-version-check install -q -c .venv-uhd/constraints.txt \
-		"numpy<2" scipy numba pydantic jaxtyping beartype pyzmq sigmf pytest pytest-timeout
-	.venv-uhd/bin/python -m pip --disable-pip-version-check install -q --no-deps -e .
+		"numpy<2" -e . pytest pytest-timeout beartype
 	ln -sfn "$$($(UHD_PYTHON) -c 'import importlib.util as u; print(u.find_spec("uhd").submodule_search_locations[0])')" \
 		"$$(.venv-uhd/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/uhd"
 	.venv-uhd/bin/python -c "import uhd; uhd.usrp.MultiUSRP"

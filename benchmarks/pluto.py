@@ -24,7 +24,8 @@ import numpy as np
 from radio import pluto
 from radio.base import RadioConfig
 from radio.paced import POWER_UP
-from radio.pluto_stream import Streams, TxQueue, to_pairs
+from radio.pairs import to_pairs
+from radio.pluto_stream import Streams, TxQueue
 from radio.ring import RxRing
 from radio.virtual_pluto import VirtualPluto, VirtualPlutos
 
@@ -150,7 +151,7 @@ def driver_tx(uri: str, burst: np.ndarray) -> float:
     queue = TxQueue("benchmark")
 
     def send() -> None:
-        queue.add(to_pairs(burst)[0], None)
+        queue.add(to_pairs(burst, 12)[0], None)
         queue.compose(port.samples())
         port.push()
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 from radio.base import Discovered, Tier
 from radio.errors import ConfigError, RadioError, RadioNotFound
+from radio.pairs import IQ
 from radio.pluto_radio import PlutoRadio
-from radio.pluto_stream import IQ
 
 OPENS_MUTED = True
 REAL_TIME = True  # its streams do not wait for a busy interpreter

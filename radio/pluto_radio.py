@@ -18,9 +18,11 @@ from typing import Protocol, runtime_checkable
 
 from radio.base import Capabilities, Capture, RadioConfig, Samples, StreamEvent, Tier, TxReport, Witness, checked
 from radio.errors import RadioError, RadioRefused
-from radio.pluto_stream import Port, Streams, TxQueue, to_pairs
+from radio.pairs import to_pairs
+from radio.pluto_stream import Port, Streams, TxQueue
 from radio.ring import RxRing
 
+DAC_BITS = 12
 RX_FULL_SCALE = 2.0**11  # twelve bits, right aligned
 MAX_RATE_HZ = 2e6  # both directions over USB 2 without losses
 ATTENUATION_STEP_DB = 0.25
@@ -222,7 +224,7 @@ class PlutoRadio:
         The first one after ``mute`` brings the transmitter up first, which takes some milliseconds and draws a new
         LO phase.
         """
-        pairs, clipped = to_pairs(checked(samples, self.name))
+        pairs, clipped = to_pairs(checked(samples, self.name), DAC_BITS)
         self._alive()
         if self._muted:
             self._queue.check(start)

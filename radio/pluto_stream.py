@@ -14,18 +14,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-from jaxtyping import Complex64, Int16
-
 from radio.base import StreamEvent
 from radio.errors import TooLate
+from radio.pairs import IQ
 from radio.ring import RxRing
 from radio.urgency import hurry
 
-IQ = Int16[np.ndarray, "sample 2"]
-
-DAC_RAIL = 2047  # twelve bits, which the converter takes from the top of sixteen
-PIECE = 1 << 13  # samples converted at a time: in cache, and without asking the system for memory
 PACE_WINDOW_S = 1.0
 DRIFT = 1e-4  # between the crystals of radio and host
 SWITCH_S = 2e-4  # other threads of the process must not hold the interpreter for longer than blocks last
@@ -58,24 +52,6 @@ class Port(Protocol):
     def close(self) -> None:
         """Destroy the buffer, which must be gone before its context is."""
         ...
-
-
-def to_pairs(samples: Complex64[np.ndarray, " sample"]) -> tuple[IQ, int]:
-    """Round to the converter's twelve bits at the top of int16; returns the pairs and how many samples hit the rails.
-
-    The device drops the low four bits, which would turn rounding into a constant offset: they are left empty.
-    """
-    flat = np.ascontiguousarray(samples).view(np.float32).reshape(-1, 2)
-    pairs, clipped = np.empty(flat.shape, np.int16), 0
-    scratch = np.empty(flat[:PIECE].shape, np.float32)
-    for begin in range(0, len(flat), PIECE):
-        part = flat[begin : begin + PIECE]
-        scaled = np.multiply(part, np.float32(DAC_RAIL + 1), out=scratch[: len(part)])
-        if scaled.max() > DAC_RAIL or scaled.min() < -DAC_RAIL - 1:
-            clipped += int((np.abs(scaled) > DAC_RAIL + 1).any(axis=1).sum())
-            np.clip(scaled, -DAC_RAIL - 1, DAC_RAIL, out=scaled)
-        pairs[begin : begin + PIECE] = np.multiply(np.rint(scaled, out=scaled), np.float32(16.0), out=scaled)
-    return pairs, clipped
 
 
 class TxQueue:

@@ -26,12 +26,13 @@ import numpy as np
 if TYPE_CHECKING:
     from radio.air import Air
 
-from radio.base import Capabilities, Capture, Discovered, RadioConfig, Samples, Tier, TxReport
+from radio.base import Capabilities, Capture, Discovered, RadioConfig, Samples, Tier, TxReport, checked
 from radio.errors import ConfigError, RadioError, RadioNotFound, RadioRefused, TooLate
+from radio.pairs import to_pairs
 from radio.ring import RxRing
 from radio.urgency import calm
 from radio.usrp_clock import last_pps, lock_reference, set_time, wait
-from radio.usrp_stream import FULL_SCALE, REMEDY, STALL_S, Streams, to_pairs
+from radio.usrp_stream import FULL_SCALE, REMEDY, STALL_S, Streams
 
 OPENS_MUTED = True
 REAL_TIME = True  # its streams do not wait for a busy interpreter
@@ -357,7 +358,7 @@ class UsrpRadio:
         Raises:
             TooLate: less than the lead is left, or the gain took longer than that.
         """
-        pairs, clipped = to_pairs(samples, self.name)
+        pairs, clipped = to_pairs(checked(samples, self.name))
         streams = self._running()
         if self._muted:
             with _asking(self.name):

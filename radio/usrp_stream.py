@@ -9,14 +9,12 @@ from collections import deque
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int16
 
-from radio.base import EventKind, Samples, StreamEvent, checked
+from radio.base import EventKind, StreamEvent
 from radio.errors import RadioError
+from radio.pairs import IQ
 from radio.ring import RxRing
 from radio.urgency import hurry
-
-IQ = Int16[np.ndarray, "sample 2"]
 
 FULL_SCALE = 2.0**15
 START_S = 0.1
@@ -27,18 +25,6 @@ POLL_S = 0.1
 STALL_S = 1.0
 DRIFT = 1e-4  # between the crystals of device and host
 REMEDY = "check power and cable, then open it again"
-
-
-def to_pairs(samples: Samples, name: str) -> tuple[IQ, int]:
-    """Round to sc16, saturating; returns the pairs and how many samples hit the rails.
-
-    Raises:
-        RadioRefused: wrong type or shape, or values that are not finite.
-    """
-    flat = np.ascontiguousarray(checked(samples, name)).view(np.float32).reshape(-1, 2)
-    clipped = int((np.abs(flat) > 1.0).any(axis=1).sum())
-    scaled = np.rint(flat * np.float32(FULL_SCALE))
-    return np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1, out=scaled).astype(np.int16), clipped
 
 
 class Streams:

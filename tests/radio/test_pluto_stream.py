@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from radio.errors import TooLate
-from radio.pluto_stream import Pace, Streams, TxQueue, to_pairs
+from radio.pairs import to_pairs
+from radio.pluto_stream import Pace, Streams, TxQueue
 from radio.ring import RxRing
 
 BLOCK, QUEUE = 4096, 6 * 4096
@@ -66,14 +67,14 @@ def test_clearing_drops_all_that_is_not_handed_over():
 
 def test_scaling_is_twelve_bits_and_saturates():
     x = np.array([1, -1, 0.5j, 1.25 - 3j, -1.5, 0.1 + 0.1j, 40000 / 32768], np.complex64)
-    got, clipped = to_pairs(x)
+    got, clipped = to_pairs(x, 12)
     assert got.dtype == np.int16 and clipped == 3
     assert got.tolist() == [
         [32752, 0], [-32768, 0], [0, 16384], [32752, -32768], [-32768, 0], [3280, 3280], [32752, 0]
     ]  # fmt: skip
     draw = np.random.default_rng(1)
     noise = (0.1 * (draw.standard_normal(50_000) + 1j * draw.standard_normal(50_000))).astype(np.complex64)
-    error = to_pairs(noise)[0].astype(float).view(complex)[:, 0] / 2**15 - noise
+    error = to_pairs(noise, 12)[0].astype(float).view(complex)[:, 0] / 2**15 - noise
     assert abs(error.mean()) < 0.02 / 2048  # rounded, not cut: no constant offset
     assert np.abs(error.view(float)).max() <= 0.5 / 2048 + 1e-6
 

@@ -15,7 +15,7 @@ import radio
 from radio import usrp, usrp_clock, usrp_stream
 from radio.base import RadioConfig, StreamEvent, Tier
 from radio.errors import ConfigError, RadioError, RadioNotFound, RadioRefused, TooLate
-from radio.usrp_stream import to_pairs
+from radio.pairs import to_pairs
 
 CONFIG = RadioConfig(1e6, 915e6, 915e6, 1e6, 30.0, 10.0)
 SAFE = radio.PROFILES["conducted"]
@@ -250,7 +250,7 @@ def test_what_the_device_says_of_a_burst_comes_with_the_next_report(opened, devi
 
 
 def test_scaling_saturates_and_counts():
-    pairs, clipped = to_pairs(np.array([1 + 0j, -1 - 1j, 1.5 - 2j, 0.25 / 2**15], np.complex64), "it")
+    pairs, clipped = to_pairs(np.array([1 + 0j, -1 - 1j, 1.5 - 2j, 0.25 / 2**15], np.complex64))
     assert pairs.tolist() == [[32767, 0], [-32768, -32768], [32767, -32768], [0, 0]] and clipped == 1
 
 

@@ -151,13 +151,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--radios", type=int, default=2)
     parser.add_argument("--preset", default="usrp-free")
+    parser.add_argument("--snr-db", type=float, default=20.0, help="per node and resource element at the server")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=2, help="the first listens on 127.0.0.FIRST")
     parser.add_argument("--while-stdin", action="store_true", help="end when standard input does")
     options = parser.parse_args()
     names = ["server", *(f"node-{number}" for number in range(1, options.radios))]
     hurry(2)  # the air, and the devices that are started from here, stand for what no host can hold up
-    bridge = Bridge(Ether(paced_options(preset(options.preset, seed=options.seed), names), names))
+    air = preset(options.preset, seed=options.seed, snr_db=options.snr_db)
+    bridge = Bridge(Ether(paced_options(air, names), names))
     with ExitStack() as devices, suppress(KeyboardInterrupt):
         for number, name in enumerate(names, options.first):
             device = devices.enter_context(Simulated(number, bridge.address))

@@ -61,10 +61,11 @@ class SimulatedLab:
         count: of devices.
         preset: of the air.
         first: they listen on 127.0.0.FIRST and the addresses after it.
+        options: further options of the bridge.
     """
 
-    def __init__(self, count: int, preset: str, first: int) -> None:
-        options = ["--radios", str(count), "--preset", preset, "--first", str(first), "--while-stdin"]
+    def __init__(self, count: int, preset: str, first: int, *options: str) -> None:
+        options = ("--radios", str(count), "--preset", preset, "--first", str(first), "--while-stdin", *options)
         self.process = subprocess.Popen(
             [sys.executable, str(BRIDGE), *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
