@@ -149,8 +149,7 @@ class Bench:
         present(self.link.radio, self.link.settings())
         self.link.open()
         slots = self.profile.slot_samples
-        first = self.link.next_slot()
-        self.link.send_beacons(first, SEARCH_SLOTS + count)
+        first = self.link.beckon(SEARCH_SLOTS + count)
         wanted = np.arange(first + SEARCH_SLOTS, first + SEARCH_SLOTS + count)
         where = {"search_samples": SEARCH_SLOTS * slots, "from_slot": first}
         self.uplink.peers.clear()

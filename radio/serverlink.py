@@ -6,8 +6,8 @@ Slot n begins at TX index ``origin + n * slot_samples`` of the server's radio; a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -102,13 +102,24 @@ class ServerLink:
         room = first - self.origin
         return max(self.last_slot + 1, -(-room // self.profile.slot_samples))
 
+    def send_beacons(self, first_slot: int, count: int) -> None:
+        """Order the beacons of ``count`` slots.
+
+        Raises:
+            TooLate: the first of them can no longer be met.
+        """
+        for slot in range(first_slot, first_slot + count):
+            self.radio.transmit(beacon(self.profile, slot), self.origin + slot * self.profile.slot_samples)
+            self.unheard.append(slot)
+        self.last_slot = max(self.last_slot, first_slot + count - 1)
+
     def beckon(self, slots: int) -> int:
         """Order a beacon in each of the next ``slots`` slots and return the first.
 
         Raises:
             TooLate: this host is held up for longer than orders can be given ahead, again and again.
         """
-        return self._from_next(range(slots), slots)
+        return self._from_next(lambda first: self.send_beacons(first, slots))
 
     def schedule(self, cycle: Cycle, count: int) -> int:
         """Order the beacons of ``count`` cycles in a row and return the first slot.
@@ -116,28 +127,24 @@ class ServerLink:
         Raises:
             TooLate: as ``beckon``.
         """
-        begins = range(0, count * cycle.slots, cycle.slots)
-        return self._from_next(
-            [begin + place for begin in begins for place in range(cycle.beacons)], count * cycle.slots
-        )
 
-    def _from_next(self, slots: Sequence[int], length: int) -> int:
-        """Order beacons in ``slots``, counted from the next that can be met; one that went by costs a new start."""
-        with urgent() if self.radio.capabilities.real_time else nullcontext():
-            for left in reversed(range(STARTS)):
-                first = self.next_slot()
-                try:
-                    for slot in slots:
-                        at = first + slot
-                        self.radio.transmit(beacon(self.profile, at), self.origin + at * self.profile.slot_samples)
-                        self.unheard.append(at)
-                except TooLate:
-                    if not left:
-                        raise
-                else:
-                    break
-        self.last_slot = first + length - 1
+        def order(first: int) -> None:
+            for number in range(count):
+                self.send_beacons(first + number * cycle.slots, cycle.beacons)
+
+        first = self._from_next(order)
+        self.last_slot = first + count * cycle.slots - 1
         return first
+
+    def _from_next(self, order: Callable[[int], None]) -> int:
+        """Order beacons from the next slot on that can be met; one that goes by meanwhile costs a new start."""
+        with urgent() if self.radio.capabilities.real_time else nullcontext():
+            for _ in range(STARTS - 1):
+                with suppress(TooLate):
+                    order(first := self.next_slot())
+                    return first
+            order(first := self.next_slot())
+            return first
 
     def rx_index(self, slot: int, at: int = 0) -> int:
         """RX index of the sample ``at`` after the start of ``slot``."""
