@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from calibration.bench import Bench
+from calibration.bench import Bench, Kept
 from calibration.result import Finding, Result
 from calibration.tasks import Task, measure
+from radio.capture import Part
+
+#: How much of the server's noise is kept.
+NOISE_S = 0.02
 
 
 def everybody(bench: Bench, step: str) -> list[Result]:
@@ -16,6 +20,9 @@ def everybody(bench: Bench, step: str) -> list[Result]:
         step, {name: Task("measure", {**detail, "name": name}) for name in bench.names}, bench.options.integrity_s
     )
     mine = measure(step, bench.link.radio, bench.link.settings(), bench.options, bench.seed, "server")
+    if step == "noise":
+        heard = bench.link.radio.receive(round(NOISE_S * bench.profile.rate_hz))
+        bench.kept[step] = Kept([heard], (Part(heard.start, heard.samples.size, "noise"),))
     bench.locked = False
     return [mine, *(Result.from_json(replies[name].told, replies[name].arrays) for name in bench.names)]
 

@@ -82,13 +82,14 @@ class Bench:
 
     Args:
         link: the server's radio and slot clock.
-        names: nodes that take part; ``places`` gives each its place in the lab.
+        names: nodes that take part.
         team: carries out tasks.
         options: how long and how often.
         mode: mapping that the experiment will use.
         before: beacons ahead of each burst.
         seed: of codes and known values.
         say: told what happens meanwhile.
+        lead_samples: longest ``Capabilities.lead_samples`` of the nodes; grows when one is late.
         tries: how often the step that runs may still be tried again.
     """
 
@@ -119,7 +120,7 @@ class Bench:
         """Let nodes do their tasks.
 
         Raises:
-            Again: a node was late; the next try leaves it more time.
+            Again: a node could not, and may be asked again; one that was late gets more time.
             Failed: a node could not.
         """
         replies = self.team.ask(tasks, span_s)
@@ -127,11 +128,10 @@ class Bench:
         late = max((reply.late_samples for reply in replies.values()), default=0)
         if late:
             self.lead_samples += min(late, round(LATE_S * self.profile.rate_hz))
-        if lost and self.tries:
-            self.locked = False
-            raise Again("; ".join(f"{name}: {reason}" for name, reason in lost.items()))
         if lost:
             self.locked = False
+            if self.tries:
+                raise Again("; ".join(f"{name}: {reason}" for name, reason in lost.items()))
             raise Failed([_failed(step, name, reason) for name, reason in lost.items()])
         return replies
 
@@ -344,10 +344,6 @@ class Bench:
             )
         self.tell(step)
         return heard
-
-    def result(self, step: str, radio: str) -> Result | None:
-        """Give an earlier step's result."""
-        return self.results.get((step, radio))
 
 
 def _failed(step: str, name: str, reason: str) -> Result:

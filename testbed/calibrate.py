@@ -17,7 +17,7 @@ from calibration.captures import record
 from calibration.record import FAST
 from calibration.report import write_report
 from calibration.result import Result
-from calibration.steps import NAMES, STEPS, Step, choose, run_steps
+from calibration.steps import NAMES, Step, choose, run_steps
 from calibration.verdict import verdict
 from radio.capture import Scalar
 from radio.errors import CalibrationError, ConfigError, Failed, Stale
@@ -60,8 +60,7 @@ class Order:
         pair: the lab, and the experiment whose waveform it is calibrated for.
         names: nodes that take part.
         steps: to run, in their order.
-        resume: take over what earlier steps found that still holds.
-        first: whether steps before the first of ``steps`` must have passed.
+        resume: take over what was found before and still holds.
     """
 
     pair: Pair
@@ -112,7 +111,9 @@ def calibrate(order: Order, folder: CalibrationFolder, overrides: Sequence[str],
                 launcher.start(server=False)
             live = load(folder.path, None, launcher.settings)
             bench = asyncio.run(_calibrate(replace(order, pair=live), folder, launcher.alive, say))
-        found = verdict(bench.results, order.names, bench.profile)
+        known = {name for _, name in bench.results}
+        names = [entry.name for entry in order.pair.lab.nodes if entry.name in known]
+        found = verdict(bench.results, names, bench.profile)
         folder.conclude(found)
         if found["passed"] and any(step == "sounding" for step, _ in bench.results):
             write_twin(folder)
@@ -158,8 +159,13 @@ async def _calibrate(order: Order, folder: CalibrationFolder, alive: Callable[[]
         keys = _keys(order, link, team.hellos)
         steps = order.steps
         if order.resume:
-            bench.results.update(_earlier(folder, keys, [s.name for s in STEPS[: NAMES.index(steps[0].name)]]))
-        facts: dict[str, Scalar] = {"waveform": profile.name, "seed": seed, "calibration": folder.path.name}
+            bench.results.update(_known(folder, keys, [step.name for step in steps]))
+        facts: dict[str, Scalar] = {
+            "node": "server",
+            "waveform": profile.name,
+            "seed": seed,
+            "calibration": folder.path.name,
+        }
 
         def keep(bench: Bench, step: Step, results: list[Result]) -> None:
             for result in results:
@@ -188,25 +194,28 @@ def _keys(order: Order, link: ServerLink, hellos: Mapping[str, Hello]) -> dict[s
     return keys
 
 
-def _earlier(
+def _known(
     folder: CalibrationFolder, keys: Mapping[str, RadioKey], steps: Sequence[str]
 ) -> dict[tuple[str, str], Result]:
-    """Take over the results of steps that came before, as long as they hold; what a run repeats anyway may be old.
+    """Take over the results of all steps but ``steps``, as long as they hold; what a run repeats anyway may be old.
+
+    A node that does not take part this time is what its records say it is.
 
     Raises:
-        CalibrationError: one is damaged, stale, of another radio, or did not pass.
+        CalibrationError: one is damaged, stale, of another radio, or an earlier step did not pass.
     """
     now, taken = datetime.now(UTC), {}
     for (step, name), found in folder.records().items():
-        if step not in steps or name not in keys:
+        if step in steps and name in keys:
             continue
         with suppress(*([Stale] if step in FAST else [])):
-            found.check(keys[name], now)
-        if not found.result.passed:
+            found.check(keys.get(name, found.key), now)
+        if found.result.passed:
+            taken[step, name] = found.result
+        elif name in keys and NAMES.index(step) < NAMES.index(steps[0]):
             raise CalibrationError(
-                f"{found.name}: {step} of {name} did not pass", f"testbed calibrate --resume --from {step}"
+                f"{found.name}: {step} of {name} did not pass", f"testbed calibrate --resume latest --from {step}"
             )
-        taken[step, name] = found.result
     return taken
 
 

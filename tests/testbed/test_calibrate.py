@@ -61,6 +61,7 @@ def test_it_leaves_a_report_and_recordings(lab: Path) -> None:
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "node-2" in page and page.count("<img") >= 10
     assert {path.name for path in (folder / "captures").glob("*.sigmf-meta")} >= {
+        "noise.sigmf-meta",
         "sounding.sigmf-meta",
         "sum.sigmf-meta",
     }
@@ -69,6 +70,9 @@ def test_it_leaves_a_report_and_recordings(lab: Path) -> None:
 def test_one_step_of_it_can_be_measured_again(lab: Path) -> None:
     again = testbed(lab, "calibrate", "--resume", "latest", "--steps", "preflight", "--node", "node-1")
     assert again.returncode == 0, again.stderr
+    told = json.loads((lab / "calibrations" / "1" / "calibration.json").read_text())["verdict"]
+    first = json.loads((lab / "verdict.json").read_text())
+    assert told["nodes"] == first["nodes"] and told["nmse_measured_db"] == first["nmse_measured_db"]
     records = lab / "calibrations" / "1" / "records"
     assert (records / "preflight-node-1.2.json").is_file() and (records / "preflight-node-1.json").is_file()
 
