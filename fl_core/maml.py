@@ -227,7 +227,7 @@ def gradient_norm_squared(model: Model, theta: Vector, tasks: Task, alpha: float
 
 def default_chunk(model: Model) -> int:
     """Choose how many clients or tasks to batch: all that is useful for small networks, few where memory would grow."""
-    return max(1, min(64, 4_000_000 // model.dimension // (1 if len(model.shapes) < 16 else 8)))
+    return max(1, min(64, 6_000_000 // model.dimension // (1 if len(model.shapes) < 16 else 8)))
 
 
 def gains_by_batching(model: Model, device: torch.device) -> bool:

@@ -288,7 +288,7 @@ def test_default_chunks_bound_memory() -> None:
     small = build(ModelOptions(), (1, 8, 8), 5)
     large = build(ModelOptions(hidden=(1200,)), (1, 28, 28), 5)
     deep = build(ModelOptions(name="cnn"), (1, 28, 28), 5)
-    assert maml.default_chunk(small) == 64 and maml.default_chunk(large) == 4 and maml.default_chunk(deep) == 4
+    assert maml.default_chunk(small) == 64 and maml.default_chunk(large) == 6 and maml.default_chunk(deep) == 6
 
 
 # --- learning
