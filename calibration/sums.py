@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from scipy.stats import t
 
 from calibration.bench import Bench, decibels
 from calibration.predict import CLIPPING_AT_9_DB, Mode, NodeBudget, predict_nmse_db, signal_power
@@ -15,12 +16,12 @@ from calibration.tasks import known_symbols
 from radio.payload import Payload
 from radio.uplink import Aggregate
 
-#: A node that arrives further off than this from what is expected of it, beyond doubt, is out of balance.
+#: A node that arrives further off than this from what is expected of it, burst after burst, is out of balance.
 BALANCE_DB = 0.5
 #: More than this above what the measured phases, amplitudes and noise explain is a defect.
 LOSS_DB = 2.0
 #: Bursts that tell how evenly nodes arrive, and lower drives at which the sum of all is measured, in dB.
-LEVELS, SWEEP_DB = 4, (-10.0, -20.0)
+LEVELS, SWEEP_DB = 6, (-10.0, -20.0)
 
 
 def balance(bench: Bench) -> list[Result]:
@@ -38,9 +39,10 @@ def balance(bench: Bench) -> list[Result]:
     results = []
     for place, name in enumerate(bench.names):
         series = levels_db[:, place]
-        level = Estimate.normal(float(series.mean()), float(series.std(ddof=1)) / math.sqrt(LEVELS), "db")
+        mean, reach = float(series.mean()), float(t.ppf(0.975, LEVELS - 1) * series.std(ddof=1) / math.sqrt(LEVELS))
+        level = Estimate(mean, mean - reach, mean + reach, "db")
         finding = None
-        if level.low > BALANCE_DB or level.high < -BALANCE_DB:
+        if series.min() > BALANCE_DB or series.max() < -BALANCE_DB:  # every time: fading alone comes and goes
             text = f"{name}: arrives {level.value:+.2f} dB from what is expected, the limit is {BALANCE_DB} dB"
             finding = Finding("balance", text, "look for a loose connector or a moving antenna, and measure again")
         results.append(Result("balance", name, {"level_db": level}, {"level_db": series}, finding))
