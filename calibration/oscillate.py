@@ -14,7 +14,7 @@ from radio.errors import CalibrationError
 #: Slots from one beacon of the dense stretch to the next.
 EVERY = 2
 #: Instants of the warm-up: every so many seconds, within these numbers; and beacons at each.
-SPACING_S, LEAST, MOST, BEACONS = 5.0, 8, 120, 3
+SPACING_S, LEAST, MOST, BEACONS = 7.5, 8, 120, 2
 #: What a crystal may be off by, and how fast it may move, before a run: what the search for beacons takes, and what the
 #: trackers are laid out for.
 PPM, DRIFT_PPB_S = 50.0, 25.0

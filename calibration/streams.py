@@ -19,9 +19,9 @@ from radio.errors import CalibrationError
 from radio.timeline import CODE_SAMPLES, Heard, code, hear_itself, match
 
 CHECK_S = 0.25  # between two bursts while everything is received
-GLANCE_S = 0.5  # between two bursts while little is received
-VIRTUAL_SAMPLES = 10_000_000  # received without a gap where time is virtual, when the driver reports losses
-GAPLESS_SAMPLES = 2_000_000  # the same, when it does not and bursts go on watching
+GLANCE_S = 1.0  # between two bursts while little is received
+VIRTUAL_SAMPLES = 5_000_000  # received without a gap where time is virtual, when the driver reports losses
+GAPLESS_SAMPLES = 1_000_000  # the same, when it does not and bursts go on watching
 SEARCH_BLOCKS = 2
 LOWEST_RATE_HZ = 521e3  # of an AD936x without decimation in its FIR filter
 RESTART_SHARE = 0.8

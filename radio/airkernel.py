@@ -83,6 +83,22 @@ def clock_error(
 
 
 @njit(cache=True, nogil=True)
+def relax(
+    state: Float64[np.ndarray, " process"],
+    keep: Float64[np.ndarray, " process"],
+    shock: Float64[np.ndarray, " process"],
+    kicks: Float64[np.ndarray, "process step"],
+) -> Float64[np.ndarray, "process value"]:
+    """Run first-order processes ``x[n+1] = keep x[n] + shock kick[n]``, one a row; the first value is ``state``."""
+    path = np.empty((kicks.shape[0], kicks.shape[1] + 1))
+    for i in range(kicks.shape[0]):
+        path[i, 0] = state[i]
+        for n in range(kicks.shape[1]):
+            path[i, n + 1] = keep[i] * path[i, n] + shock[i] * kicks[i, n]
+    return path
+
+
+@njit(cache=True, nogil=True)
 def tap_gains(
     time_s: Float64[np.ndarray, " time"],
     fixed: Complex128[np.ndarray, " path"],

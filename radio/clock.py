@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from radio.airkernel import clock_error, clock_error_at
+from radio.airkernel import clock_error, clock_error_at, relax
 
 STEP_S = 1e-3  # grid of the flicker path
 CHUNK = 2048  # grid points generated at a time
@@ -71,11 +71,9 @@ class FlickerPath:
         self._seed, self._name = seed, name
         start = rng(seed, name, "flicker-start").standard_normal(count) * math.sqrt(self._variance)
         self._states: list[tuple[Float64[np.ndarray, " process"], float]] = [(start, 0.0)]
-        self._chunks = Chunks(self._make, CHUNK)
+        self._chunks = Chunks(self._make, CHUNK, keep=32)  # radios on virtual time are not at one place
 
     def _step(self, number: int) -> tuple[np.ndarray, tuple[Float64[np.ndarray, " process"], float]]:
-        from scipy.signal import lfilter  # imported late: it takes a second, and only the air itself needs it
-
         state, error_s = self._states[number]
         tau, ratio = self._tau, STEP_S / self._tau
         keep = np.exp(-ratio)
@@ -90,10 +88,7 @@ class FlickerPath:
         rest = math.sqrt(float(np.sum(np.maximum(spread - shared**2, 0.0))))
         source = rng(self._seed, self._name, "flicker", number)
         kicks = source.standard_normal((tau.size, CHUNK))
-        rate = np.empty((tau.size, CHUNK + 1))
-        rate[:, 0] = state
-        for i in range(tau.size):
-            rate[i, 1:] = lfilter([shock[i]], [1.0, -keep[i]], kicks[i], zi=[keep[i] * state[i]])[0]
+        rate = relax(state, keep, shock, kicks)
         moved = (-tau * np.expm1(-ratio)) @ rate[:, :-1] + shared @ kicks + rest * source.standard_normal(CHUNK)
         path = error_s + np.concatenate([[0.0], np.cumsum(moved)])
         chunk = np.stack([path[:-1], rate[:, :-1].sum(axis=0)])
