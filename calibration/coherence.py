@@ -69,7 +69,8 @@ def phase(bench: Bench) -> list[Result]:
         if multiple > 1 and horizon_s > LONGEST_S:
             continue
         lead = round((horizon_s - bench.burst_horizon_s) * profile.rate_hz) + bench.lead_samples + middle
-        heard = bench.sound("phase", bench.options.phase_bursts, lead_samples=lead)
+        bursts = bench.options.phase_bursts if multiple == 1 else max(bench.options.phase_bursts // 2, 4)
+        heard = bench.sound("phase", bursts, lead_samples=lead)
         table = np.array([turns(each.raw) for each in heard.values()])
         variances = own_variances(table, np.array([phase_noise(each, drive) for each in heard.values()]))
         for place, (name, each) in enumerate(heard.items()):

@@ -18,7 +18,7 @@ class CalibrationOptions(BaseModel):
     restarts: int = Field(default=20, ge=2, le=200, description="Restarts of a stream that show its TX-RX offset.")
     warm_up_s: Seconds = Field(default=600.0, description="How long the frequencies of all radios are watched.")
     oscillator_s: float = Field(
-        default=10.0, ge=1, le=600, description="Beacons without a pause, in seconds: the stability of the crystals."
+        default=8.0, ge=3, le=600, description="Beacons without a pause, in seconds: the stability of the crystals."
     )
     soundings: int = Field(default=16, ge=4, le=256, description="Soundings of every link.")
     timing_bursts: int = Field(default=50, ge=20, le=1000, description="Bursts that show how a node keeps its time.")
