@@ -82,7 +82,7 @@ class Guard:
     def _beat(self) -> None:
         with contextlib.suppress(OSError):  # it has ended: ``trouble`` tells
             while not self._goodbye.wait(BEAT_S):
-                if self._holder is not None and self._holder.poll() is not None:
+                if self._holder is not None and self._holder.poll():  # one that ends with 0 has muted and closed
                     self._pipe.close()  # whoever held the radio has died: for the guard the daemon has, too
                     return
                 os.write(self._pipe.fileno(), BEAT)

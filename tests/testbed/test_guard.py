@@ -146,6 +146,16 @@ def test_an_orderly_end_needs_no_guard(air: Air, daemon: Daemon, tmp_path: Path)
     assert air.muted("n") and air.ether.owner("n") is None
 
 
+@pytest.mark.parametrize(("code", "state"), [("0", "dismissed"), ("1", "muted")])
+def test_a_driver_that_has_closed_its_radio_did_not_die(air: Air, tmp_path: Path, code: str, state: str) -> None:
+    """Closing ends the driver's process first; the guard may look before it is dismissed."""
+    held = module.Guard(air.uri("node-1"), tmp_path)
+    held.hold(subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"]))
+    time.sleep(5 * module.BEAT_S)
+    held.dismiss()
+    within(3.0, lambda: states(tmp_path)[-1] == state)
+
+
 def test_the_guard_outlives_its_daemons_process_group(air: Air, tmp_path: Path) -> None:
     daemon = Daemon(air.uri("n"), tmp_path, start_new_session=True)
     daemon.send()
