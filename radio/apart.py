@@ -207,11 +207,15 @@ def main(uri: str, *numbers: str) -> None:
     streaming, control = (Connection(int(number)) for number in numbers)
     try:
         driver, rest = radio.driver_of(uri)
+        polls = getattr(driver, "POLLS", False)  # what its library starts asks without a pause, and must not be urgent
+        if not polls:
+            hurry()
         device: Radio = driver.connect(rest, None)
     except TestbedError as error:
         _say(control, {"error": _told(error)}, {})
         return
-    hurry()  # not before: what a library starts when it opens a device may ask without a pause
+    if polls:
+        hurry()
     try:
         _say(control, {"result": {"name": device.name, "capabilities": asdict(device.capabilities)}}, {})
         threading.Thread(target=_serve, args=(device, streaming), daemon=True).start()
