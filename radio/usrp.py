@@ -35,8 +35,7 @@ from radio.usrp_clock import last_pps, lock_reference, set_time, wait
 from radio.usrp_stream import FULL_SCALE, REMEDY, STALL_S, Streams
 
 OPENS_MUTED = True
-REAL_TIME = True  # its streams do not wait for a busy interpreter
-POLLS = True  # UHD's control thread
+REAL_TIME = POLLS = True  # its streams do not wait for a busy interpreter; UHD's control thread asks without a pause
 
 SAFE_RATE_HZ = 10e6  # what one Python process keeps up with in both directions
 FULL_SCALE_DBM = 20.0  # at the highest gain, the most that common daughterboards give: B2xx 10 to 17, UBX and SBX 20
