@@ -37,68 +37,6 @@ def fractional_table() -> Float32[np.ndarray, "row tap"]:
 
 
 @njit(cache=True, nogil=True)
-def clock_error_at(
-    t: float,
-    ppm: float,
-    warm_ppm: float,
-    warm_s: float,
-    drift_per_s: float,
-    path_s: Float64[np.ndarray, " grid"],
-    slope: Float64[np.ndarray, " grid"],
-    first: int,
-    step_s: float,
-) -> float:
-    """Evaluate a clock's time error x(t) in s: closed forms plus a cubic-Hermite path from grid point ``first`` on."""
-    x = 1e-6 * ppm * t + 0.5 * drift_per_s * t * t
-    if warm_ppm != 0.0:
-        x -= 1e-6 * warm_ppm * warm_s * math.expm1(-t / warm_s)
-    if path_s.size > 1:
-        position = max(t / step_s - first, 0.0)
-        cell = min(max(math.floor(position), 0), path_s.size - 2)
-        w = position - cell
-        rise = path_s[cell + 1] - path_s[cell]
-        left = step_s * slope[cell] - rise
-        right = rise - step_s * slope[cell + 1]
-        x += path_s[cell] + w * rise + w * (1.0 - w) * ((1.0 - w) * left + w * right)
-    return x
-
-
-@njit(cache=True, nogil=True)
-def clock_error(
-    time_s: Float64[np.ndarray, " time"],
-    ppm: float,
-    warm_ppm: float,
-    warm_s: float,
-    drift_per_s: float,
-    path_s: Float64[np.ndarray, " grid"],
-    slope: Float64[np.ndarray, " grid"],
-    first: int,
-    step_s: float,
-) -> Float64[np.ndarray, " time"]:
-    """Evaluate ``clock_error_at`` at many times."""
-    out = np.empty(time_s.size)
-    for i in range(time_s.size):
-        out[i] = clock_error_at(time_s[i], ppm, warm_ppm, warm_s, drift_per_s, path_s, slope, first, step_s)
-    return out
-
-
-@njit(cache=True, nogil=True)
-def relax(
-    state: Float64[np.ndarray, " process"],
-    keep: Float64[np.ndarray, " process"],
-    shock: Float64[np.ndarray, " process"],
-    kicks: Float64[np.ndarray, "process step"],
-) -> Float64[np.ndarray, "process value"]:
-    """Run first-order processes ``x[n+1] = keep x[n] + shock kick[n]``, one a row; the first value is ``state``."""
-    path = np.empty((kicks.shape[0], kicks.shape[1] + 1))
-    for i in range(kicks.shape[0]):
-        path[i, 0] = state[i]
-        for n in range(kicks.shape[1]):
-            path[i, n + 1] = keep[i] * path[i, n] + shock[i] * kicks[i, n]
-    return path
-
-
-@njit(cache=True, nogil=True)
 def tap_gains(
     time_s: Float64[np.ndarray, " time"],
     fixed: Complex128[np.ndarray, " path"],
@@ -359,19 +297,48 @@ def gaussian(key: int, start: int, re: Float32[np.ndarray, " sample"], im: Float
     """Fill two arrays with independent standard normal values that depend on ``key`` and the sample index alone.
 
     A counter through the finaliser of SplitMix64 (Steele et al., OOPSLA 2014) gives the uniform pair of the Box-Muller
-    transform; with 24 bits the tail ends at 5.8 standard deviations.
+    transform; with 24 bits the tail ends at 5.8 standard deviations. Logarithm, sine and cosine are series of their
+    own, exact to single precision, since calls of the library's would keep the loops from becoming vector code.
     """
-    step = np.float32(1.0 / (1 << 24))
-    turn = np.float32(2.0 * math.pi / (1 << 24))
-    for i in range(re.size):
-        z = np.uint64(key) + np.uint64(start + i) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-        size = np.sqrt(np.float32(-2.0) * np.log(np.float32((z >> np.uint64(40)) + np.uint64(1)) * step))
-        angle = np.float32(z & np.uint64(0xFFFFFF)) * turn
-        re[i] = size * np.cos(angle)
-        im[i] = size * np.sin(angle)
+    one, half, root = np.float32(1.0), np.float32(0.5), np.float32(math.sqrt(2.0))
+    mantissa, angle = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.int32)
+    bits = mantissa.view(np.int32)
+    for low in range(0, re.size, BLOCK):
+        count = min(BLOCK, re.size - low)
+        for i in range(count):
+            z = np.uint64(key) + np.uint64(start + low + i) * np.uint64(0x9E3779B97F4A7C15)
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            z ^= z >> np.uint64(31)
+            mantissa[i] = np.float32(np.int32(z >> np.uint64(40)) + np.int32(1))
+            angle[i] = np.int32(z & np.uint64(0xFFFFFF))
+        x, y = re[low : low + count], im[low : low + count]
+        for i in range(count):  # x = -2 ln(u), u = m 2^e
+            y[i] = np.float32((bits[i] >> np.int32(23)) - np.int32(127 + 24))
+            bits[i] = (bits[i] & np.int32(0x7FFFFF)) | np.int32(0x3F800000)
+        for i in range(count):
+            m, e = mantissa[i], y[i]
+            large = m > root
+            m = m * half if large else m
+            e = e + one if large else e
+            s = (m - one) / (m + one)
+            q = s * s
+            series = one + q * (
+                np.float32(1 / 3) + q * (np.float32(1 / 5) + q * (np.float32(1 / 7) + q * np.float32(1 / 9)))
+            )
+            x[i] = max(np.float32(-4.0) * s * series - np.float32(2.0 * math.log(2.0)) * e, np.float32(0.0))
+        for i in range(count):
+            size = np.sqrt(x[i])
+            quarter = (angle[i] + np.int32(1 << 21)) >> np.int32(22)
+            t = np.float32(angle[i] - (quarter << np.int32(22))) * np.float32(2.0 * math.pi / (1 << 24))
+            q = t * t
+            sine = t * (one - q * (np.float32(1 / 6) - q * (np.float32(1 / 120) - q * np.float32(1 / 5040))))
+            cosine = one - q * (half - q * (np.float32(1 / 24) - q * (np.float32(1 / 720) - q * np.float32(1 / 40320))))
+            odd = (quarter & np.int32(1)) == np.int32(1)
+            c, s = (sine, cosine) if odd else (cosine, sine)
+            turned = quarter & np.int32(3)
+            x[i] = -size * c if turned == 1 or turned == 2 else size * c
+            y[i] = -size * s if turned == 2 or turned == 3 else size * s
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})

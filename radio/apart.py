@@ -209,13 +209,13 @@ def main(uri: str, *numbers: str) -> None:
         driver, rest = radio.driver_of(uri)
         polls = getattr(driver, "POLLS", False)  # what its library starts asks without a pause, and must not be urgent
         if not polls:
-            hurry()
+            hurry(2)
         device: Radio = driver.connect(rest, None)
     except TestbedError as error:
         _say(control, {"error": _told(error)}, {})
         return
     if polls:
-        hurry()
+        hurry(2)
     try:
         _say(control, {"result": {"name": device.name, "capabilities": asdict(device.capabilities)}}, {})
         threading.Thread(target=_serve, args=(device, streaming), daemon=True).start()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from radio.airkernel import clock_error, clock_error_at, relax
+from radio.clockkernel import clock_error, clock_error_at, clock_instant, clock_instant_at, relax
 
 STEP_S = 1e-3  # grid of the flicker path
 CHUNK = 2048  # grid points generated at a time
@@ -125,6 +125,7 @@ class Clock:
         self._path = FlickerPath(adev, seed, name) if adev > 0 else None
         self._empty = np.zeros((2, 0))
         self._grid, self._first, self._from_s, self._to_s = self._empty, 0, 0.0, 0.0  # what single times fall into
+        self._near_s = 0.0  # the last time error that was found
 
     def error_s(self, time_s: Float64[np.ndarray, " time"]) -> Float64[np.ndarray, " time"]:
         """Evaluate the time error x(t) in seconds at rising true times."""
@@ -136,30 +137,37 @@ class Clock:
         return result
 
     def instant(self, reading_s: Float64[np.ndarray, " time"]) -> Float64[np.ndarray, " time"]:
-        """Find the true times at which the clock shows ``reading_s``: fixed point, each step gains five digits."""
-        reading_s = np.asarray(reading_s, dtype=np.float64)
-        time_s = reading_s
-        for _ in range(4):
-            time_s = reading_s - self.error_s(time_s)
-        return time_s
+        """Find the true times at which the clock shows rising readings."""
+        reading_s = np.ascontiguousarray(reading_s, dtype=np.float64)
+        if not reading_s.size:
+            return reading_s
+        begin_s, end_s = self.instant_at(float(reading_s[0])), self.instant_at(float(reading_s[-1]))
+        grid, first = self._empty, 0
+        if self._path is not None:
+            grid, first = self._path.span(begin_s, end_s)
+        result: np.ndarray = clock_instant(reading_s, self._near_s, *self._fixed, grid[0], grid[1], first, STEP_S)
+        return result
 
-    def _error_at(self, time_s: float) -> float:
+    def _cover(self, time_s: float) -> None:
+        """Have the grid at hand into which one time falls."""
         if self._path is not None and not self._from_s <= time_s < self._to_s:
             self._grid, self._first = self._path.span(time_s, time_s)
             self._from_s = self._first * STEP_S
             self._to_s = self._from_s + (self._grid.shape[1] - 2) * STEP_S
-        return float(clock_error_at(time_s, *self._fixed, self._grid[0], self._grid[1], self._first, STEP_S))
 
     def instant_at(self, reading_s: float) -> float:
         """Find the true time at which the clock shows one reading."""
-        time_s = reading_s
-        for _ in range(4):
-            time_s = reading_s - self._error_at(time_s)
+        self._cover(reading_s - self._near_s)
+        grid = self._grid
+        time_s = float(clock_instant_at(reading_s, self._near_s, *self._fixed, grid[0], grid[1], self._first, STEP_S))
+        self._near_s = reading_s - time_s
         return time_s
 
     def reading(self, time_s: float) -> float:
         """Read the clock at one true time."""
-        return time_s + self._error_at(time_s)
+        self._cover(time_s)
+        grid = self._grid
+        return time_s + float(clock_error_at(time_s, *self._fixed, grid[0], grid[1], self._first, STEP_S))
 
 
 class PhaseNoise:

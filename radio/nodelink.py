@@ -18,7 +18,7 @@ from radio.base import Radio, RadioConfig, TxReport
 from radio.beacon import BeaconFix, acquire, track
 from radio.cycle import Cycle
 from radio.errors import LinkError, RadioRefused, SamplesLost
-from radio.ofdm import Profile, clip, data_rows, precode, synthesise
+from radio.ofdm import Profile, clip, data_rows, phasor, precode, synthesise
 from radio.timeline import Echo, measure_offset
 from radio.track import PhaseTracker, SlotClock
 
@@ -30,6 +30,9 @@ MARGIN = 48
 COARSE_HZ = 500.0
 #: Allan deviation between radios on one reference: what is left is their synthesisers' noise.
 SHARED_ADEV = 3e-12
+#: A tracked phase bends so little that it is evaluated this far apart and drawn straight in between: 1 kHz/s of drift
+#: makes it 1e-5 rad.
+KNOT_SAMPLES = 128
 #: Beacons missed in a row before the lock is given up.
 MISSES = 3
 
@@ -290,9 +293,10 @@ class NodeLink:
             # A whole turn of the downlink is none of the uplink: what the server measured holds no longer.
             self.clock = self.tracker = self.csi = None
             raise LinkError(f"{self.radio.name}: the phase was lost between beacons", "the node is sounded again")
-        prediction = self.tracker.predict(wave.index, scale=self.scale)
-        phase_rad = prediction.phase_rad - (2 * math.pi * self.residue_hz / self.profile.rate_hz) * wave.index
-        samples, clipped = clip(wave.samples * np.exp(1j * phase_rad).astype(np.complex64))
+        knots = np.append(wave.index[::KNOT_SAMPLES], wave.index[-1])
+        cycles = self.tracker.predict(knots, scale=self.scale).phase_rad / (2 * math.pi)
+        cycles -= (self.residue_hz / self.profile.rate_hz) * knots
+        samples, clipped = clip(wave.samples * phasor(np.interp(wave.index, knots, cycles)))
         report = self.radio.transmit(samples, int(wave.index[0]) + self.offset)
         self.sent = (report.start, samples)
         middle = self.tracker.predict(float(wave.index[wave.index.size // 2]), scale=self.scale)

@@ -228,7 +228,7 @@ def zadoff_chu(root: int, length: int) -> Complex64[np.ndarray, " length"]:
         raise ValueError(f"root {root} and length {length} share the factor {gcd(root, length)}; they must be coprime")
     index = np.arange(length)
     # Integer arithmetic modulo the period keeps the phase exact for long sequences.
-    return _phasor(-(root * index * (index + length % 2) % (2 * length)) / (2 * length))
+    return phasor(-(root * index * (index + length % 2) % (2 * length)) / (2 * length))
 
 
 def pilot(profile: Profile, node: int, nodes: int) -> Complex64[np.ndarray, " bin"]:
@@ -342,7 +342,7 @@ def synthesise(
     inside = times[np.minimum(bounds[:-1], times.size - 1)] - length * np.arange(symbols) - profile.cp
     shift = inside + 0.5 * (counts - 1) * (step - 1.0)  # of the unit grid that is right in the middle of each symbol
     spectrum = np.zeros((3, symbols, profile.fft), np.complex64)
-    spectrum[:, :, bins] = grid * _phasor(np.outer(shift / profile.fft, bins))
+    spectrum[:, :, bins] = grid * phasor(np.outer(shift / profile.fft, bins))
     slope = (2j * np.pi / profile.fft) * bins
     spectrum[1, :, bins] *= slope[:, None]
     spectrum[2, :, bins] *= 0.5 * slope[:, None] ** 2
@@ -384,7 +384,7 @@ def demodulate(
     windows = samples[start:end].reshape(symbols, length)[:, opening : opening + profile.fft]
     spectrum = fft(windows, axis=1, norm="ortho")
     active, nulls = np.asarray(profile.bins), np.asarray(profile.nulls)
-    return spectrum[:, active] * _phasor(active * (early / profile.fft)), spectrum[:, nulls]
+    return spectrum[:, active] * phasor(active * (early / profile.fft)), spectrum[:, nulls]
 
 
 def clip(samples: Complex64[np.ndarray, " sample"], limit: float = 1.0) -> tuple[Complex64[np.ndarray, " sample"], int]:
@@ -404,7 +404,7 @@ def _signs(seed: int, count: int) -> Float32[np.ndarray, "2 real"]:
     return np.random.default_rng([seed, 1]).integers(0, 2, (2, count), np.int8).astype(np.float32) * 2 - 1
 
 
-def _phasor(cycles: np.ndarray) -> np.ndarray:
+def phasor(cycles: np.ndarray) -> np.ndarray:
     """Give exp(2 pi i cycles) in complex64; whole turns are removed in double precision first."""
     angle = ((cycles - np.rint(cycles)) * (2 * np.pi)).astype(np.float32)
     out = np.empty(angle.shape, np.complex64)

@@ -17,17 +17,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int16
 
 from radio.base import RadioConfig, Tier
 from radio.errors import RadioError
 from radio.ether import Ether
+from radio.pairs import IQ, to_pairs
 from radio.presets import EtherOptions
 
 log = logging.getLogger(__name__)
-IQ = Int16[np.ndarray, "sample 2"]
 
-TX_FULL_SCALE, RX_FULL_SCALE = float(2**15), float(2**11)
+TX_FULL_SCALE, ADC_BITS = float(2**15), 12
 #: What an AD9363 is set to when it has booted.
 POWER_UP = RadioConfig(30.72e6, 2.45e9, 2.4e9, 18e6, 71.0, 10.0)
 #: How far ahead a cyclic buffer is put on the air.
@@ -206,9 +205,7 @@ class PacedRadio:
                 log.info("%s: nobody took %d samples received", self.name, now - armed)
             blocks.append(max(armed, now))  # when every block was full, samples went nowhere until this one is free
             capture = self._ether.receive(self.name, self._rx_block, begin)
-            scaled: np.ndarray = capture.samples.view(np.float32).reshape(-1, 2) * np.float32(RX_FULL_SCALE)
-            np.clip(np.rint(scaled, out=scaled), -RX_FULL_SCALE, RX_FULL_SCALE - 1, out=scaled)
-            return scaled.astype(np.int16)
+            return to_pairs(capture.samples, ADC_BITS)[0] >> (16 - ADC_BITS)
 
     def tx_open(self, block: int, buffers: int, cyclic: bool = False) -> None:
         """Prepare to send from ``buffers`` blocks of ``block`` samples, or one block over and over."""

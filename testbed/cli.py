@@ -264,6 +264,7 @@ def ether(
     from radio.errors import ConfigError
     from radio.ether import Ether
     from radio.paced import PacedRadio, Wall, paced_options
+    from radio.urgency import hurry
     from radio.virtual_pluto import VirtualPluto, VirtualPlutos
     from radio.warm import warm
     from testbed.config import load_lab
@@ -290,6 +291,8 @@ def ether(
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     warm(options, room.radio_names)
+    if in_time:  # all threads of this process share one interpreter, and whoever has it must not be made to wait
+        hurry(2)
     logging.getLogger(__name__).info("the simulated air listens on %s", air.address)
     plutos.start()
     for name in in_time:

@@ -18,7 +18,7 @@ from jaxtyping import install_import_hook
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("radio", "fl_core", "calibration")
 UNCHECKED = {
-    *(f"radio.{name}" for name in ("airkernel", "pairs", "search", "safety")),
+    *(f"radio.{name}" for name in ("airkernel", "clockkernel", "pairs", "search", "safety")),
     *(f"radio.{name}" for name in ("apart", "loopback", "pluto_radio", "replay", "usrp", "usrp_stream")),
     # the inside of the simulated air: hundreds of thousands of calls per test, seen through the checked door in front
     *(f"radio.{name}" for name in ("clock", "render", "station", "ether", "links", "impairments")),
