@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,11 +64,8 @@ async def sound(server: Server, reasons: Mapping[str, str], search: bool) -> Non
     if search:
         await asyncio.to_thread(server.link.beckon, ACQUIRE_SLOTS)
         heard = await _windows(server, names, cycle, 1, ACQUIRE_SLOTS * profile.slot_samples)
+        heard = _audible(server, heard)
         for name, links in heard.items():
-            if links[0].snr_db < FLOOR_DB:
-                server.warn("not-heard", f"node {name}: sounding at {links[0].snr_db:.1f} dB")
-                server.unlock("not heard", name)
-                continue
             advance = uplink.first_sounding(name, links[0])
             await server.send(
                 name,
@@ -75,7 +73,7 @@ async def sound(server: Server, reasons: Mapping[str, str], search: bool) -> Non
                 {"gain": links[0].gain},
             )
         names = [name for name in heard if name in uplink.peers]
-    heard = await _windows(server, names, cycle, SOUNDINGS, 0) if names else {}
+    heard = _audible(server, await _windows(server, names, cycle, SOUNDINGS, 0)) if names else {}
     if not heard:
         return  # each has its warning, and is sounded again before the next round
     refused = uplink.admit(heard)
@@ -95,6 +93,20 @@ async def sound(server: Server, reasons: Mapping[str, str], search: bool) -> Non
         searched=search,
         reasons=dict(reasons),
     )
+
+
+def _audible(server: Server, heard: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Leave out those of whom half the soundings are no link, to be sought anew: that is no weak link, but a lost one."""
+    audible = {}
+    for name, links in heard.items():
+        snr_db = statistics.median(link.snr_db for link in links)
+        if snr_db >= FLOOR_DB:
+            audible[name] = links
+            continue
+        server.warn("not-heard", f"node {name}: sounding at {snr_db:.1f} dB")
+        server.unlock("not heard", name)
+        server.uplink.peers.pop(name, None)
+    return audible
 
 
 async def _windows(

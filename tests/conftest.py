@@ -37,6 +37,7 @@ install_import_hook(_modules(), "beartype.beartype(conf=beartype.BeartypeConf(is
 
 sys.path.append(str(ROOT / "tests"))
 from parts import pytest_make_collect_report, pytest_runtest_makereport  # noqa: E402, F401
+from stillness import pytest_configure  # noqa: E402, F401
 
 
 @pytest.fixture(scope="session", autouse=True)
