@@ -96,7 +96,7 @@ async def sound(server: Server, reasons: Mapping[str, str], search: bool) -> Non
 
 
 def _audible(server: Server, heard: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Leave out nodes of whose soundings half are no link, to be sought anew: theirs is no weak link, but a lost one."""
+    """Leave out nodes of whose soundings half are no link, to be sought anew: it is no weak link, but a lost one."""
     audible = {}
     for name, links in heard.items():
         snr_db = statistics.median(link.snr_db for link in links)
