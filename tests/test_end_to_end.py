@@ -123,6 +123,29 @@ def test_digital_scheme_runs_through_the_same_daemons_and_counts_what_its_bits_w
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ["gbma", "truncated-inversion", "cotaf", "airfl-mem"])
+def test_the_sums_of_other_schemes_pass_the_same_daemons(tmp_path, name):
+    setup = pair("run.rounds=2", f'scheme.name="{name}"')
+    folder = RunFolder.create(tmp_path, setup)
+    launch(setup, folder)
+    finished = events(folder, "round-finished")
+    assert len(finished) == 2 and not any(e["voided"] for e in finished)
+    for event in finished:
+        assert event["clients"] == ["node-1", "node-2", "node-3"] and event["channel_uses"] > 0
+        assert event["nmse_sum_db"] == pytest.approx(event["nmse_predicted_db"], abs=3.0)
+
+
+@pytest.mark.timeout(300)
+def test_energies_that_stand_for_real_numbers_pass_the_same_daemons(tmp_path):
+    setup = pair("run.rounds=2", 'scheme.name="reed"', "run.evaluate_every=1")
+    folder = RunFolder.create(tmp_path, setup)
+    launch(setup, folder)
+    finished = events(folder, "round-finished")
+    assert all(len(e["clients"]) == 3 and not e["voided"] and e["nmse_sum_db"] is None for e in finished)
+    assert all(e["nmse_update_db"] < 0.0 for e in finished), "what was decoded tells more than nothing"
+
+
+@pytest.mark.timeout(300)
 def test_energies_need_no_coherence_and_train_with_a_crystal_that_sums_cannot_use(tmp_path):
     """The crystal that is refused below; votes ride on elements of their own, without precoding."""
     crystal = ("lab.ether.adev=1e-8", "waveform.adev=1e-8")
