@@ -102,7 +102,7 @@ def report(kind: str, threads: int, clients: int, repeats: int) -> None:
             start = time.perf_counter()
             result = form()
             seconds[name].append(time.perf_counter() - start)
-            # In float32 a ReLU within rounding of its kink makes single clients differ, in any of the forms; in float64,
+            # In float32 a ReLU within rounding of its kink makes single clients differ, in any form; in float64,
             # in which tests compare, all agree.
             error = float(((result - truth).norm(dim=1) / truth.norm(dim=1)).median())
             assert error < 1e-4, (name, error)
