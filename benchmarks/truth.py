@@ -29,8 +29,9 @@ FREE = ("pluto-stock", "usrp-free")
 
 
 def true_ppm(air, name: str, span_s: float) -> float:
-    """Frequency against the server's, averaged over one step in the middle of the stretch that has just been heard."""
-    middle = air._stations[name].reached_s() - BEACON_S - (span_s - STEP_S) / 2
+    """Frequency against the server's, averaged over one step around the middle beacon of the stretch just heard."""
+    beacons = round(span_s / STEP_S)
+    middle = air._stations[name].reached_s() - BEACON_S - (beacons - 1 - beacons // 2) * STEP_S
     at = middle + STEP_S * np.array([-0.5, 0.5])
     mine, theirs = (air._stations[each].clock.error_s(at) for each in (name, "server"))
     return float((np.diff(mine) - np.diff(theirs))[0] / STEP_S * 1e6)
