@@ -1,7 +1,7 @@
 """Repeats a real-time test that failed while the machine stood still; knows the clock, no test and no radio.
 
 Virtual machines are halted by their hosts for tens of milliseconds now and then, which no program can make up for that
-must hand over samples every eight. Such a failure tells nothing, so the test is tried again, twice at most, and the
+must hand over samples every eight. Such a failure tells nothing, so the test is tried again, thrice at most, and the
 summary says so. A process of its own, urgent before everything in this project, finds the halts: it sleeps for a
 millisecond at a time and notes how late it woke. Where the system does not let it be urgent, nothing is repeated.
 """
@@ -16,7 +16,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 HALT_S = 10e-3  # more than the block of 8 ms that is being filled when it begins
-TRIES = 3
+TRIES = 4
 WATCH = f"""
 import os, sys, time
 os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(50))
