@@ -102,9 +102,9 @@ def report(kind: str, threads: int, clients: int, repeats: int) -> None:
             start = time.perf_counter()
             result = form()
             seconds[name].append(time.perf_counter() - start)
-            # In float32 a ReLU within rounding of its kink makes single clients differ, in any form; in float64,
-            # in which tests compare, all agree.
-            error = float(((result - truth).norm(dim=1) / truth.norm(dim=1)).median())
+            # In float32 a ReLU within rounding of its kink makes single clients differ, in any form: 2 of 32 were seen.
+            # In float64, in which tests compare, all agree.
+            error = float(((result - truth).norm(dim=1) / truth.norm(dim=1)).quantile(0.9))
             assert error < 1e-4, (name, error)
     base = statistics.median(seconds[OURS])
     print(f"{kind}, {clients} clients, {threads} thread(s), torch {torch.__version__}, {repeats} repeats")

@@ -157,10 +157,15 @@ class Clock:
 
     def instant_at(self, reading_s: float) -> float:
         """Find the true time at which the clock shows one reading."""
-        self._cover(reading_s - self._near_s)
-        grid = self._grid
-        time_s = float(clock_instant_at(reading_s, self._near_s, *self._fixed, grid[0], grid[1], self._first, STEP_S))
-        self._near_s = reading_s - time_s
+        for _ in range(2):  # the second time only if the last error was far off, and with it the grid
+            self._cover(reading_s - self._near_s)
+            grid = self._grid
+            time_s = float(
+                clock_instant_at(reading_s, self._near_s, *self._fixed, grid[0], grid[1], self._first, STEP_S)
+            )
+            self._near_s = reading_s - time_s
+            if self._path is None or self._from_s <= time_s < self._to_s:
+                break
         return time_s
 
     def reading(self, time_s: float) -> float:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from radio.clock import STEP_S, Clock, FlickerPath, PhaseNoise, rng
+from radio.clock import CHUNK, STEP_S, Clock, FlickerPath, PhaseNoise, rng
 
 
 def overlapping_adev(path_s: np.ndarray, step_s: float, multiple: int) -> float:
@@ -50,6 +50,19 @@ def test_instant_inverts_reading():
     reading = np.linspace(500.0, 500.01, 50)
     t = clock.instant(reading)
     np.testing.assert_allclose(t + clock.error_s(t), reading, rtol=0, atol=3e-13)
+
+
+@pytest.mark.parametrize("ppm", [-25.0, 25.0])
+def test_an_instant_far_from_the_last_one_is_found_to_the_same_bits(ppm):
+    """Around a seam of the path, where a guess from long ago looks into the wrong piece of it."""
+    walking, jumping = (Clock(ppm, 0, 1, 0, 1e-9, 7, "x") for _ in range(2))
+    for number in range(-40, 41, 4):
+        reading = 500 * CHUNK * STEP_S + number * STEP_S
+        jumping.instant_at(0.0)
+        walking.instant_at(reading)
+        found = jumping.instant_at(reading)
+        assert found == walking.instant_at(reading)
+        assert found + walking.error_s(np.array([found]))[0] == pytest.approx(reading, abs=1e-12)
 
 
 def test_phase_noise_has_the_asked_rms_and_is_keyed_by_time():
