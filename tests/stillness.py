@@ -35,7 +35,7 @@ class Stillness:
 
     def __init__(self) -> None:
         self._log = Path(tempfile.mkdtemp(prefix="stillness-")) / "halts"
-        with self._log.open("w") as out:
+        with self._log.open("a") as out:  # a test adds lines of its own
             self._watch = subprocess.Popen([sys.executable, "-c", WATCH], stdout=out, stderr=subprocess.DEVNULL)
         self._repeated: list[str] = []
 
