@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vmap
 
+from fl_core import dense
 from fl_core.data import Batch, Task
 from fl_core.models import Model
 from fl_core.options import LearnOptions
@@ -130,12 +131,12 @@ def local_update(
     Returns:
         The update Delta (d,). The server subtracts it.
     """
-    # Summing the steps, rather than subtracting two large vectors at the end, keeps the update's low-order bits.
-    update = torch.zeros_like(theta)
-    for step in range(tasks.query.y.shape[0]):
+
+    def gradient(at: Vector, step: int) -> Vector:
         support, query, hessian = (Batch(batch.x[step], batch.y[step]) for batch in tasks)
-        update = update + eta * meta_gradient(model, theta - update, support, query, hessian, alpha, method, derive)
-    return update
+        return meta_gradient(model, at, support, query, hessian, alpha, method, derive)
+
+    return _steps(gradient, theta, eta, tasks.query.y.shape[0])
 
 
 def local_updates(
@@ -156,12 +157,20 @@ def local_updates(
         alpha: inner rate.
         eta: outer rate.
         method: the meta-gradient's implementation.
-        chunk: clients batched together, to bound memory; unset: ``default_chunk(model)``, or client by client on as
-            many single-threaded workers as torch has threads, where a batch gains nothing (:func:`gains_by_batching`).
+        chunk: clients batched together, to bound memory; unset: all at once where :mod:`fl_core.dense` does without
+            their gradients' matrices, else ``default_chunk(model)``, or client by client on as many single-threaded
+            workers as torch has threads, where a batch gains nothing (:func:`gains_by_batching`).
 
     Returns:
         Updates (client, d).
     """
+    if chunk is None and model.dense and method in ("exact", "first-order"):
+
+        def gradients(at: Tensor, step: int) -> Tensor:
+            batches = (Batch(batch.x[:, step], batch.y[:, step]) for batch in tasks)
+            return dense.meta_gradients(model, at, Task(*batches), alpha, method == "exact" and alpha != 0)
+
+        return _steps(gradients, theta, eta, tasks.query.y.shape[1])
     if chunk is None and not gains_by_batching(model, theta.device):
         starts = theta if theta.ndim == 2 else theta.expand(tasks.query.y.shape[0], -1)
         return _side_by_side(model, starts, tasks, alpha, eta, method)
@@ -172,6 +181,14 @@ def local_updates(
     axes = (0 if theta.ndim == 2 else None, 0)
     updates: Tensor = vmap(one, axes, chunk_size=chunk or default_chunk(model))(theta, tasks)
     return updates
+
+
+def _steps(gradient: Callable[[Tensor, int], Tensor], theta: Tensor, eta: float, count: int) -> Tensor:
+    """Sum the steps of gradient descent: subtracting two large vectors at the end would lose the low-order bits."""
+    update = gradient(theta, 0).mul_(eta)
+    for step in range(1, count):
+        update.add_(gradient(theta - update, step), alpha=eta)
+    return update
 
 
 def evaluate(model: Model, theta: Vector, tasks: Task, alpha: float, chunk: int | None = None) -> Evaluation:
@@ -236,8 +253,7 @@ def gains_by_batching(model: Model, device: torch.device) -> bool:
     They are on a GPU, and for small layers, whose cost is the call. Wide convolutions keep a core busy by themselves:
     a batch of clients takes their memory together and no less time.
     """
-    convolutional = any(len(shape) == 4 for _, shape in model.shapes)
-    return device.type != "cpu" or not convolutional or model.dimension < 50_000
+    return device.type != "cpu" or model.dense or model.dimension < 50_000
 
 
 def _side_by_side(

@@ -16,7 +16,9 @@ from fl_core.options import ModelOptions
 Forward = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 ImageShape = tuple[int, int, int]
 
-_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh}
+Activation = Callable[[Tensor], Tensor]
+
+ACTIVATIONS: Mapping[str, Activation] = {"relu": F.relu, "tanh": torch.tanh}
 _BLOCKS = 4  # the few-shot network of Finn, Abbeel, Levine (arXiv 1703.03400), section 5.2
 _NORM_EPSILON = 1e-5  # torch's default of BatchNorm2d
 
@@ -29,6 +31,7 @@ class Model:
         dimension: number of parameters d.
         image_shape: (channels, height, width) of an input image.
         ways: number of outputs.
+        activation: its name, between the layers.
         shapes: name and shape of every parameter tensor, in the order of the vector.
         forward: (tensors by name, images) -> logits.
     """
@@ -36,8 +39,14 @@ class Model:
     dimension: int
     image_shape: ImageShape
     ways: int
+    activation: str
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     forward: Forward
+
+    @property
+    def dense(self) -> bool:
+        """Whether all layers are fully connected."""
+        return all(len(shape) < 4 for _, shape in self.shapes)
 
     def unflatten(self, vector: Float[Tensor, " d"]) -> dict[str, Tensor]:
         """View a parameter vector as named tensors, without copying."""
@@ -82,14 +91,16 @@ def build(options: ModelOptions, image_shape: ImageShape, ways: int) -> Model:
     """
     if min(image_shape) < 1 or ways < 1:
         raise ValueError(f"image_shape={image_shape} and ways={ways} must be positive; take both from the data options")
-    shapes, forward = _BUILDERS[options.name](options, image_shape, ways)
-    return Model(sum(math.prod(shape) for _, shape in shapes), image_shape, ways, tuple(shapes), forward)
+    builder, usual = _BUILDERS[options.name]
+    activation = options.activation or usual
+    shapes, forward = builder(options, ACTIVATIONS[activation], image_shape, ways)
+    return Model(sum(math.prod(shape) for _, shape in shapes), image_shape, ways, activation, tuple(shapes), forward)
 
 
 Built = tuple[list[tuple[str, tuple[int, ...]]], Forward]
 
 
-def _mlp(options: ModelOptions, image_shape: ImageShape, ways: int) -> Built:
+def _mlp(options: ModelOptions, activation: Activation, image_shape: ImageShape, ways: int) -> Built:
     """Fully connected layers: flatten, (linear, activation) per hidden width, linear head."""
     shapes: list[tuple[str, tuple[int, ...]]] = []
     width = math.prod(image_shape)
@@ -97,7 +108,6 @@ def _mlp(options: ModelOptions, image_shape: ImageShape, ways: int) -> Built:
         shapes += [(f"layer{layer}.weight", (hidden, width)), (f"layer{layer}.bias", (hidden,))]
         width = hidden
     shapes += [("head.weight", (ways, width)), ("head.bias", (ways,))]
-    activation = _ACTIVATIONS[options.activation or "tanh"]
 
     def forward(tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         x = x.flatten(1)
@@ -108,7 +118,7 @@ def _mlp(options: ModelOptions, image_shape: ImageShape, ways: int) -> Built:
     return shapes, forward
 
 
-def _cnn(options: ModelOptions, image_shape: ImageShape, ways: int) -> Built:
+def _cnn(options: ModelOptions, activation: Activation, image_shape: ImageShape, ways: int) -> Built:
     """Four blocks (3x3 convolution of stride 2, batch norm, activation), mean over the image, linear head.
 
     Batch norm always uses the statistics of the batch at hand, so there is no state beside the parameters. 28x28 images
@@ -125,7 +135,6 @@ def _cnn(options: ModelOptions, image_shape: ImageShape, ways: int) -> Built:
         ]
         channels = options.filters
     shapes += [("head.weight", (ways, channels)), ("head.bias", (ways,))]
-    activation = _ACTIVATIONS[options.activation or "relu"]
 
     def forward(tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         for block in range(_BLOCKS):
@@ -143,4 +152,8 @@ def _normalise(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return x * factor[:, None, None] + (shift - mean * factor)[:, None, None]
 
 
-_BUILDERS: Mapping[str, Callable[[ModelOptions, ImageShape, int], Built]] = {"mlp": _mlp, "cnn": _cnn}
+#: By the name of a network: what builds it, and its usual activation.
+_BUILDERS: Mapping[str, tuple[Callable[[ModelOptions, Activation, ImageShape, int], Built], str]] = {
+    "mlp": (_mlp, "tanh"),
+    "cnn": (_cnn, "relu"),
+}

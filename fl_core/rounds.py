@@ -19,7 +19,7 @@ from torch import Tensor
 from fl_core.data import ClientData, Task, evaluation_tasks, moved, sample_tasks, stack
 from fl_core.decode import nmse_db
 from fl_core.mac import Channel
-from fl_core.maml import Evaluation, default_chunk, evaluate, gains_by_batching, local_update, local_updates, rates
+from fl_core.maml import Evaluation, default_chunk, evaluate, local_update, local_updates, rates
 from fl_core.models import Model
 from fl_core.options import DataOptions, LearnOptions
 from fl_core.schemes import Plan, Scheme, exchange
@@ -174,8 +174,7 @@ def _updates(
         drawn = [client_tasks(trials[t].clients[i], data, learn.local_steps, trials[t].seed, i, round) for t, i in some]
         tasks = moved(stack(drawn), device)
         theta = thetas[0] if len(trials) == 1 else torch.stack([thetas[t] for t, _ in some])
-        together = chunk if gains_by_batching(model, torch.device(device)) else None
-        parts.append(local_updates(model, theta.to(device), tasks, alpha, eta, learn.gradient, together).cpu())
+        parts.append(local_updates(model, theta.to(device), tasks, alpha, eta, learn.gradient).cpu())
     return list(torch.split(torch.cat(parts), [len(indices) for indices in chosen]))
 
 

@@ -7,6 +7,7 @@ from calibration.bench import Bench, InProcess
 from calibration.options import CalibrationOptions
 from calibration.result import Result
 from calibration.steps import choose, run_steps
+from calibration.tasks import Task
 from radio.ether import Ether
 from radio.loopback import LoopbackRadio
 from radio.nodelink import NodeLink
@@ -29,14 +30,16 @@ QUICK = {
 
 
 class Watched(InProcess):
-    """A team that remembers where its last soundings began, in TX indices."""
+    """A team that remembers its last tasks, and where its last soundings began, in TX indices."""
 
     def __init__(self, links):
         super().__init__(links)
         self.starts: dict[str, list[int]] = {}
+        self.tasks: dict[str, Task] = {}
 
     def ask(self, tasks, span_s):
         replies = super().ask(tasks, span_s)
+        self.tasks = dict(tasks)
         sounded = [name for name, task in tasks.items() if task.what == "sound"]
         self.starts |= {name: replies[name].arrays["starts"].tolist() for name in sounded}
         return replies

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import subprocess
 import sys
@@ -217,6 +218,20 @@ def test_every_method_batches(method: maml.Method) -> None:
     assert relative(many, torch.stack(ones)) < (1e-8 if method == "hessian-free" else 1e-12)
 
 
+@pytest.mark.parametrize("hidden", [(), (9,), (9, 7)])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("method", ["exact", "first-order"])
+@pytest.mark.parametrize("apart", [0.0, 0.3])
+def test_written_out_gradients_equal_autograd(hidden, activation, method: maml.Method, apart: float) -> None:
+    """Three batches of different sizes, two local steps, clients at one point or each at its own."""
+    model, theta = start(ModelOptions(hidden=hidden, activation=activation))
+    shape = (4, model.dimension) if apart else (model.dimension,)
+    theta = theta + apart * torch.randn(shape, generator=generator(5), dtype=theta.dtype)
+    tasks = task(lead=(4, 2))
+    written, derived = (maml.local_updates(model, theta, tasks, 0.4, 0.5, method, chunk) for chunk in (None, 4))
+    assert relative(written, derived) < 1e-13
+
+
 def test_an_update_repeats_bit_for_bit() -> None:
     model, theta = start(dtype=torch.float32)
     tasks = task(torch.float32, (3,))
@@ -332,8 +347,8 @@ def test_learning_stays_on_the_device_of_its_arguments(options: ModelOptions, me
     with pytest.raises(RuntimeError, match="not on the expected device"):
         elsewhere + theta
     tasks = data.moved(task(torch.float32, (4, 2)), "meta")
-    for starts in (elsewhere, elsewhere.expand(4, -1)):
-        update = maml.local_updates(model, starts, tasks, 0.1, 0.1, method, 2)
+    for starts, chunk in itertools.product((elsewhere, elsewhere.expand(4, -1)), (None, 2)):
+        update = maml.local_updates(model, starts, tasks, 0.1, 0.1, method, chunk)
         assert update.device.type == "meta" and update.shape == (4, model.dimension)
     with pytest.raises((NotImplementedError, RuntimeError), match="meta tensor"):  # only the last number is read
         maml.evaluate(model, elsewhere, data.moved(task(torch.float32, (4,)), "meta"), 0.1)

@@ -1,0 +1,163 @@
+"""Meta-gradients of fully connected networks, written out for many clients at once; knows no autograd.
+
+The gradient of a linear layer over n examples has rank n: it is kept as the layer's inputs and errors, and multiplied
+out once, at the end. What the inner step adds to a layer's output then takes inner products between two batches instead
+of a matrix of the layer's size, and so does the Hessian times the outer gradient, whose tangents go through the network
+and back (B. A. Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6, 1994).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from fl_core.data import Batch, Task
+from fl_core.models import ACTIVATIONS, Model
+
+Rows = Float[Tensor, "client _ _"]  # example, unit
+
+#: Clients worked on at a time on a CPU, so that what is kept of them fits its cache.
+TOGETHER = 8
+#: First and second derivative of an activation, given its output.
+_DERIVATIVES: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "relu": (lambda a: (a > 0).to(a.dtype), torch.zeros_like),
+    "tanh": (lambda a: 1 - a * a, lambda a: -2 * a * (1 - a * a)),
+}
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A change of one layer: of its weights by ``errors^T inputs``, of its bias by the sum of ``errors``."""
+
+    inputs: Rows
+    errors: Rows
+
+    def forward(self, x: Rows) -> Rows:
+        """What it adds to the layer's outputs."""
+        return (x @ self.inputs.mT) @ self.errors + self.errors.sum(1, keepdim=True)
+
+    def back(self, errors: Rows) -> Rows:
+        """What it adds to the errors that the layer hands back."""
+        return (errors @ self.errors.mT) @ self.inputs
+
+
+@dataclass(frozen=True)
+class _Layer:
+    weight: Tensor  # (out, in) or (client, out, in)
+    bias: Tensor  # (1, out) or (client, 1, out)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One batch through the network and back.
+
+    Attributes:
+        gradient: of the mean cross-entropy, by layer.
+        backs: errors handed back to the activation before each layer but the first.
+        shares: class probabilities.
+    """
+
+    gradient: list[_Product]
+    backs: list[Rows]
+    shares: Rows
+
+
+def meta_gradients(
+    model: Model, theta: Float[Tensor, "*client d"], tasks: Task, alpha: float, second_order: bool
+) -> Float[Tensor, "client d"]:
+    """Compute ``fl_core.maml.meta_gradient`` of many clients, ``exact`` or ``first-order``.
+
+    Args:
+        model: a fully connected network.
+        theta: parameters, shape (d,) when all clients have the same, else (client, d).
+        tasks: every tensor has a leading axis, the client.
+        alpha: inner rate.
+        second_order: take the term with the Hessian.
+
+    Returns:
+        Meta-gradients (client, d).
+    """
+    result = theta.new_empty(len(tasks.query.y), model.dimension)
+    size = TOGETHER if theta.device.type == "cpu" else len(result)
+    for first in range(0, len(result), size):
+        some = slice(first, first + size)
+        own = Task(*(Batch(batch.x[some], batch.y[some]) for batch in tasks))
+        _write(result[some], model, theta if theta.ndim == 1 else theta[some], own, alpha, second_order)
+    return result
+
+
+def _write(
+    result: Float[Tensor, "client d"], model: Model, theta: Tensor, tasks: Task, alpha: float, second_order: bool
+) -> None:
+    layers = _layers(model, theta)
+    inner = _run(model, layers, tasks.support).gradient
+    step = [_Product(each.inputs, -alpha * each.errors) for each in inner]
+    outer = _run(model, layers, tasks.query, step).gradient
+    curved = _along(model, layers, tasks.hessian, outer) if second_order else [()] * len(layers)
+    for place, own, terms in zip(_layers(model, result), outer, curved, strict=True):
+        inputs = torch.cat([own.inputs, *(each.inputs for each in terms)], 1)
+        errors = torch.cat([own.errors, *(-alpha * each.errors for each in terms)], 1)
+        place.weight.copy_(errors.mT @ inputs)
+        # The last of three terms is there for the weights alone.
+        place.bias.copy_(errors[:, : own.errors.shape[1] + tasks.hessian.y.shape[1]].sum(1, keepdim=True))
+
+
+def _layers(model: Model, vectors: Tensor) -> list[_Layer]:
+    """View parameter vectors as layers, without copying."""
+    parts = vectors.split([math.prod(shape) for _, shape in model.shapes], -1)
+    views = [part.unflatten(-1, shape) for part, (_, shape) in zip(parts, model.shapes, strict=True)]
+    return [_Layer(weight, bias.unsqueeze(-2)) for weight, bias in zip(views[::2], views[1::2], strict=True)]
+
+
+def _run(model: Model, layers: Sequence[_Layer], batch: Batch, step: Sequence[_Product] = ()) -> _Pass:
+    """Send a batch through the network, changed by a step, and its errors back."""
+    slope, _ = _DERIVATIVES[model.activation]
+    x, inputs = batch.x.flatten(2), []
+    for number, layer in enumerate(layers):
+        inputs.append(x)
+        z = x @ layer.weight.mT + layer.bias
+        if step:
+            z += step[number].forward(x)
+        x = ACTIVATIONS[model.activation](z)
+    shares = F.softmax(z, -1)
+    errors = (shares - F.one_hot(batch.y, model.ways)) / batch.y.shape[1]
+    gradient, backs = [_Product(inputs[-1], errors)], []
+    for number in range(len(layers) - 1, 0, -1):
+        back = errors @ layers[number].weight
+        if step:
+            back += step[number].back(errors)
+        errors = back * slope(inputs[number])
+        backs.insert(0, back)
+        gradient.insert(0, _Product(inputs[number - 1], errors))
+    return _Pass(gradient, backs, shares)
+
+
+def _along(
+    model: Model, layers: Sequence[_Layer], batch: Batch, direction: Sequence[_Product]
+) -> list[tuple[_Product, ...]]:
+    """Multiply the Hessian of a batch's mean cross-entropy by a direction; gives the products of every layer's result.
+
+    The second product of a layer, inputs that moved times errors that did not, is of its weights alone.
+    """
+    slope, bend = _DERIVATIVES[model.activation]
+    base = _run(model, layers, batch)
+    moved = [direction[0].forward(base.gradient[0].inputs)]  # outputs of every layer
+    tangents: list[Rows] = []  # inputs of every layer but the first
+    for layer, own, way in zip(layers[1:], base.gradient[1:], direction[1:], strict=True):
+        tangents.append(slope(own.inputs) * moved[-1])
+        moved.append(tangents[-1] @ layer.weight.mT + way.forward(own.inputs))
+    held = base.shares * moved[-1]
+    errors = (held - base.shares * held.sum(-1, keepdim=True)) / batch.y.shape[1]
+    result = []
+    for number in range(len(layers) - 1, 0, -1):
+        own = base.gradient[number]
+        result.insert(0, (_Product(own.inputs, errors), _Product(tangents[number - 1], own.errors)))
+        back = errors @ layers[number].weight + direction[number].back(own.errors)
+        errors = slope(own.inputs) * back + bend(own.inputs) * base.backs[number - 1] * moved[number - 1]
+    return [(_Product(base.gradient[0].inputs, errors),), *result]
