@@ -34,6 +34,7 @@ FREE = ("pluto-stock", "usrp-free")
 TOLERANCE = {
     "ppm": (0.02, 0.0),
     "adev": (0.0, 0.2),
+    "adev of one": (0.0, 0.2),
     "gain dB": (0.17, 0.0),  # 2 % of the amplitude
     "delay samples": (0.02, 0.0),
     "predicted NMSE dB": (1.5, 0.0),

@@ -30,7 +30,7 @@ QUICK = {
 
 
 class Watched(InProcess):
-    """A team that remembers its last tasks, and where its last soundings began, in TX indices."""
+    """A team that remembers its last soundings: what was asked, and where they began in TX indices."""
 
     def __init__(self, links):
         super().__init__(links)
@@ -39,8 +39,8 @@ class Watched(InProcess):
 
     def ask(self, tasks, span_s):
         replies = super().ask(tasks, span_s)
-        self.tasks = dict(tasks)
         sounded = [name for name, task in tasks.items() if task.what == "sound"]
+        self.tasks |= {name: tasks[name] for name in sounded}
         self.starts |= {name: replies[name].arrays["starts"].tolist() for name in sounded}
         return replies
 
