@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -30,6 +31,17 @@ class Task(NamedTuple):
     support: Batch
     query: Batch
     hessian: Batch
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Task:
+        """Apply a function to every tensor; a Hessian batch that *is* the support set stays so."""
+        support, query = (Batch(function(batch.x), function(batch.y)) for batch in self[:2])
+        if self.hessian is self.support:
+            return Task(support, query, support)
+        return Task(support, query, Batch(function(self.hessian.x), function(self.hessian.y)))
+
+    def at(self, place: int | slice | tuple[slice, int]) -> Task:
+        """Take a part of every tensor by its leading axes."""
+        return self.map(lambda tensor: tensor[place])
 
 
 @dataclass(frozen=True)
@@ -229,7 +241,7 @@ def stack(tasks: list[Task]) -> Task:
 
 def moved(task: Task, device: str) -> Task:
     """Copy a task to a torch device; on the device it already has, it is the same task."""
-    return Task(*(Batch(batch.x.to(device), batch.y.to(device)) for batch in task))
+    return task.map(lambda tensor: tensor.to(device))
 
 
 def _source(options: DataOptions, seed: int) -> Images:

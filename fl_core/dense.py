@@ -87,7 +87,7 @@ def meta_gradients(
     size = TOGETHER if theta.device.type == "cpu" else len(result)
     for first in range(0, len(result), size):
         some = slice(first, first + size)
-        own = Task(*(Batch(batch.x[some], batch.y[some]) for batch in tasks))
+        own = tasks.at(some)
         _write(result[some], model, theta if theta.ndim == 1 else theta[some], own, alpha, second_order)
     return result
 
@@ -96,10 +96,13 @@ def _write(
     result: Float[Tensor, "client d"], model: Model, theta: Tensor, tasks: Task, alpha: float, second_order: bool
 ) -> None:
     layers = _layers(model, theta)
-    inner = _run(model, layers, tasks.support).gradient
-    step = [_Product(each.inputs, -alpha * each.errors) for each in inner]
+    inner = _run(model, layers, tasks.support)
+    step = [_Product(each.inputs, -alpha * each.errors) for each in inner.gradient]
     outer = _run(model, layers, tasks.query, step).gradient
-    curved = _along(model, layers, tasks.hessian, outer) if second_order else [()] * len(layers)
+    curved: Sequence[tuple[_Product, ...]] = [()] * len(layers)
+    if second_order:
+        base = inner if tasks.hessian is tasks.support else _run(model, layers, tasks.hessian)
+        curved = _along(model, layers, base, outer)
     for place, own, terms in zip(_layers(model, result), outer, curved, strict=True):
         inputs = torch.cat([own.inputs, *(each.inputs for each in terms)], 1)
         errors = torch.cat([own.errors, *(-alpha * each.errors for each in terms)], 1)
@@ -110,8 +113,8 @@ def _write(
 
 def _layers(model: Model, vectors: Tensor) -> list[_Layer]:
     """View parameter vectors as layers, without copying."""
-    parts = vectors.split([math.prod(shape) for _, shape in model.shapes], -1)
-    views = [part.unflatten(-1, shape) for part, (_, shape) in zip(parts, model.shapes, strict=True)]
+    parts = torch.split(vectors, [math.prod(shape) for _, shape in model.shapes], -1)
+    views = [part.view(*part.shape[:-1], *shape) for part, (_, shape) in zip(parts, model.shapes, strict=True)]
     return [_Layer(weight, bias.unsqueeze(-2)) for weight, bias in zip(views[::2], views[1::2], strict=True)]
 
 
@@ -127,7 +130,7 @@ def _run(model: Model, layers: Sequence[_Layer], batch: Batch, step: Sequence[_P
         x = ACTIVATIONS[model.activation](z)
     shares = F.softmax(z, -1)
     errors = (shares - F.one_hot(batch.y, model.ways)) / batch.y.shape[1]
-    gradient, backs = [_Product(inputs[-1], errors)], []
+    gradient, backs = [_Product(inputs[-1], errors)], list[Rows]()
     for number in range(len(layers) - 1, 0, -1):
         back = errors @ layers[number].weight
         if step:
@@ -139,22 +142,21 @@ def _run(model: Model, layers: Sequence[_Layer], batch: Batch, step: Sequence[_P
 
 
 def _along(
-    model: Model, layers: Sequence[_Layer], batch: Batch, direction: Sequence[_Product]
+    model: Model, layers: Sequence[_Layer], base: _Pass, direction: Sequence[_Product]
 ) -> list[tuple[_Product, ...]]:
-    """Multiply the Hessian of a batch's mean cross-entropy by a direction; gives the products of every layer's result.
+    """Multiply the Hessian of a passed batch's loss by a direction; gives the products of every layer's result.
 
     The second product of a layer, inputs that moved times errors that did not, is of its weights alone.
     """
     slope, bend = _DERIVATIVES[model.activation]
-    base = _run(model, layers, batch)
     moved = [direction[0].forward(base.gradient[0].inputs)]  # outputs of every layer
     tangents: list[Rows] = []  # inputs of every layer but the first
     for layer, own, way in zip(layers[1:], base.gradient[1:], direction[1:], strict=True):
         tangents.append(slope(own.inputs) * moved[-1])
         moved.append(tangents[-1] @ layer.weight.mT + way.forward(own.inputs))
     held = base.shares * moved[-1]
-    errors = (held - base.shares * held.sum(-1, keepdim=True)) / batch.y.shape[1]
-    result = []
+    errors = (held - base.shares * held.sum(-1, keepdim=True)) / base.shares.shape[1]
+    result: list[tuple[_Product, ...]] = []
     for number in range(len(layers) - 1, 0, -1):
         own = base.gradient[number]
         result.insert(0, (_Product(own.inputs, errors), _Product(tangents[number - 1], own.errors)))

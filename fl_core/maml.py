@@ -91,6 +91,12 @@ def meta_gradient(
     """
     if method not in _CORRECTIONS:
         raise ValueError(f"gradient {method!r} is unknown; choose one of {', '.join(_CORRECTIONS)}")
+    if method == "exact" and hessian is support:  # one graph through the inner step, which is then computed once
+
+        def tuned_loss(start: Vector) -> Tensor:
+            return loss(model, fine_tune(model, start, support, alpha, derive), query)
+
+        return derive(tuned_loss)(theta)
     outer = _gradient(model, query, derive)(fine_tune(model, theta, support, alpha, derive))
     if alpha == 0:
         return outer
@@ -133,8 +139,7 @@ def local_update(
     """
 
     def gradient(at: Vector, step: int) -> Vector:
-        support, query, hessian = (Batch(batch.x[step], batch.y[step]) for batch in tasks)
-        return meta_gradient(model, at, support, query, hessian, alpha, method, derive)
+        return meta_gradient(model, at, *tasks.at(step), alpha, method, derive)
 
     return _steps(gradient, theta, eta, tasks.query.y.shape[0])
 
@@ -167,8 +172,8 @@ def local_updates(
     if chunk is None and model.dense and method in ("exact", "first-order"):
 
         def gradients(at: Tensor, step: int) -> Tensor:
-            batches = (Batch(batch.x[:, step], batch.y[:, step]) for batch in tasks)
-            return dense.meta_gradients(model, at, Task(*batches), alpha, method == "exact" and alpha != 0)
+            own = tasks.at((slice(None), step))
+            return dense.meta_gradients(model, at, own, alpha, method == "exact" and alpha != 0)
 
         return _steps(gradients, theta, eta, tasks.query.y.shape[1])
     if chunk is None and not gains_by_batching(model, theta.device):
@@ -232,13 +237,12 @@ def gradient_norm_squared(model: Model, theta: Vector, tasks: Task, alpha: float
     def one(task: Task) -> Vector:
         return meta_gradient(model, theta, task.support, task.query, task.support, alpha, "exact")
 
-    flat = Task(*(Batch(batch.x.flatten(0, 1), batch.y.flatten(0, 1)) for batch in tasks))
+    flat = tasks.map(lambda tensor: tensor.flatten(0, 1))
     size = chunk or default_chunk(model)
     count = flat.query.y.shape[0]
     total = torch.zeros_like(theta)
     for first in range(0, count, size):  # summed chunk by chunk, so memory holds `size` gradients and not all
-        part = Task(*(Batch(b.x[first : first + size], b.y[first : first + size]) for b in flat))
-        total = total + vmap(one)(part).sum(0)
+        total = total + vmap(one)(flat.at(slice(first, first + size))).sum(0)
     return float((total / count).double().square().sum())
 
 
@@ -263,8 +267,7 @@ def _side_by_side(
     threads = torch.get_num_threads()
 
     def one(index: int) -> Vector:
-        own = Task(*(Batch(batch.x[index], batch.y[index]) for batch in tasks))
-        return local_update(model, starts[index], own, alpha, eta, method)
+        return local_update(model, starts[index], tasks.at(index), alpha, eta, method)
 
     if threads == 1:
         return torch.stack([one(index) for index in range(len(starts))])

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from fl_core.options import ModelOptions
 
@@ -146,7 +147,11 @@ def _cnn(options: ModelOptions, activation: Activation, image_shape: ImageShape,
 
 
 def _normalise(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    # torch's batch_norm refuses a batch with one value per channel (one example, 1x1 image); this form returns `shift`.
+    # Both forms take a batch with one value per channel (one example, 1x1 image), which torch.nn.functional refuses: it
+    # becomes `shift`. The operator is faster, but torch 2.13 differentiates it twice wrongly when vmap batches the
+    # cotangents and not `x`, as torch.func.hessian does (tests/fl_core/test_models.py).
+    if not is_functorch_wrapped_tensor(x):
+        return torch.batch_norm(x, scale, shift, None, None, True, 0.0, _NORM_EPSILON, False)
     variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
     factor = scale * torch.rsqrt(variance + _NORM_EPSILON)
     return x * factor[:, None, None] + (shift - mean * factor)[:, None, None]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch.func import grad, hessian, vmap
+from torch.func import grad, hessian, jacrev, vmap
 
+from fl_core import models
 from fl_core.models import Model, build
 from fl_core.options import ModelOptions
 from fl_core.seeds import generator
@@ -85,6 +86,17 @@ def test_twice_differentiable_and_vmappable(options: ModelOptions) -> None:
     assert float((change - curvature @ step).norm() / change.norm()) < 1e-5
     many = torch.stack([vector, vector + step * 1e4, vector * 0.9])
     torch.testing.assert_close(vmap(value)(many), torch.stack([value(v) for v in many]))
+
+
+def test_why_batch_norm_is_not_the_operator_of_torch_under_vmap() -> None:
+    """Reverse over reverse with batched cotangents: its Hessian is not symmetric. If this fails, use it."""
+    vector = torch.randn(6 * 2 + 4, generator=generator(1), dtype=torch.float64)
+    operator, ours = (
+        jacrev(jacrev(lambda v, norm=norm: norm(v[4:].view(6, 2, 1, 1), v[:2], v[2:4]).pow(3).sum()))(vector)
+        for norm in (lambda x, *v: torch.batch_norm(x, *v, None, None, True, 0.0, 1e-5, False), models._normalise)
+    )
+    assert not torch.allclose(operator, operator.T)
+    torch.testing.assert_close(ours, ours.T)
 
 
 @pytest.mark.parametrize(("side", "examples"), [(8, 25), (8, 1), (28, 1), (1, 2)])

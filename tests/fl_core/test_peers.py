@@ -59,7 +59,7 @@ def test_clients_side_by_side_are_each_what_they_are_alone(threads):
     finally:
         torch.set_num_threads(before)
     for index in range(3):
-        own = Task(*(Batch(part.x[index], part.y[index]) for part in tasks))
+        own = tasks.at(index)
         torch.testing.assert_close(
             many[index], local_update(model, theta, own, 0.1, 0.1, "exact"), rtol=1e-4, atol=1e-6
         )
