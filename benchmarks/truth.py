@@ -92,10 +92,17 @@ def true_link(air, bench, name: str) -> tuple[float, float]:
     return gain, gain + 20 * math.log10(bench.uplink.full_drive) - floor_db
 
 
-def lab(preset: str, seed: int, nodes: int) -> dict[str, list[tuple[float, float, bool]]]:
-    """Calibrate one lab; gives (estimate, truth, held) by quantity."""
+class Stopped(Exception):
+    """A lab whose calibration found something: a fade so deep that it would refuse a node, say."""
+
+
+def lab(preset: str, seed: int, nodes: int, rows: dict[str, list[tuple[float, float, bool]]]) -> None:
+    """Calibrate one lab; adds (estimate, truth, held) by quantity.
+
+    Raises:
+        Stopped: the calibration found something; what was measured until then is in ``rows``.
+    """
     bench, air = build(preset, nodes, FULL, seed=seed, snr_db=20.0)
-    rows = defaultdict(list)
 
     def note(quantity: str, estimate, truth: float) -> None:
         rows[quantity].append((estimate.value, truth, estimate.holds(truth)))
@@ -104,7 +111,7 @@ def lab(preset: str, seed: int, nodes: int) -> dict[str, list[tuple[float, float
         found = run(bench, ",".join(NAMES[NAMES.index(first) : NAMES.index(last) + 1]))
         for each in found:
             if each.finding is not None:
-                print(f"  {preset} seed {seed}: {each.step} {each.radio}: {each.finding.text}")
+                raise Stopped(f"{preset} seed {seed}: {each.step}: {each.finding.text}")
         return {each.radio: each.values for each in found if each.step == last}
 
     effects = air._stations["node-1"].effects
@@ -125,7 +132,6 @@ def lab(preset: str, seed: int, nodes: int) -> dict[str, list[tuple[float, float
     if (total := steps("timing", "sum").get("server")) is not None:
         measured = total["nmse_db"].value
         rows["predicted NMSE dB"].append((total["predicted_db"], measured, abs(total["predicted_db"] - measured) < 1.5))
-    return rows
 
 
 def main() -> None:
@@ -138,8 +144,10 @@ def main() -> None:
     for preset in asked.presets.split(","):
         begun, rows = time.perf_counter(), defaultdict(list)
         for seed in range(1, asked.seeds + 1):
-            for quantity, found in lab(preset, seed, asked.nodes).items():
-                rows[quantity] += found
+            try:
+                lab(preset, seed, asked.nodes, rows)
+            except Stopped as stop:
+                print(f"  {stop}", flush=True)
         print(f"{preset}: {asked.seeds} labs of {asked.nodes} nodes, {time.perf_counter() - begun:.0f} s")
         print(f"  {'quantity':18} {'cases':>6} {'held':>7} {'rms error':>10} {'95 % below':>11} {'tolerance':>10}")
         for quantity, found in rows.items():

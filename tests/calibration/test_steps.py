@@ -93,6 +93,12 @@ def test_a_bad_lab_is_told_by_its_one_fault(steps, changes, expected):
     assert findings(run(bench, steps)) == expected
 
 
+def test_a_link_in_a_deep_fade_is_weak_and_has_no_loose_cable():
+    """At 4 dB noise alone takes single beacons of node-2 far below their neighbours."""
+    bench, _ = build("pluto-shared-clock", 8, seed=8, snr_db=20.0)
+    assert findings(run(bench, "lock")) == {("node-2", "weak")}
+
+
 def test_the_first_step_that_finds_something_is_the_last():
     bench, _ = build("pluto-stock", **radios(serial="loopback-node-1"))
     assert {each.step for each in run(bench, "inventory,preflight")} == {"inventory"}
