@@ -3,6 +3,7 @@
 import json
 import statistics
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -61,12 +62,13 @@ def test_the_main_job_runs_on_virtual_plutos(tmp_path):
 def test_a_radio_unplugged_in_a_run_is_back_in_a_round_within_ten_seconds(tmp_path):
     setup = load(None, None, [*LAB, "run.rounds=400", "run.evaluate_every=400"])
     folder = RunFolder.create(tmp_path / "runs", setup)
-    with Launcher(setup, folder) as launcher:
+    with Launcher(setup, folder) as launcher, ExitStack() as stack:
         launcher.start()
         whole = lambda: sum(len(e["clients"]) == 4 for e in events(folder, "round-finished"))  # noqa: E731
         step(launcher, lambda: whole() >= 2, 120.0)
         port = next(item for item in launcher.command("ether") if item.startswith("lab.ether_port="))
         air = RemoteEther(f"tcp://127.0.0.1:{port.split('=')[1]}")
+        stack.callback(air.disconnect)
         air.fault("node-2", "unplug", 2.0)
         pulled = time.monotonic()
         before = len(events(folder, "round-finished"))
@@ -79,7 +81,6 @@ def test_a_radio_unplugged_in_a_run_is_back_in_a_round_within_ten_seconds(tmp_pa
             30.0,
         )
         seconds = time.monotonic() - pulled - 2.0
-        air.disconnect()
     told = [event["text"] for event in events(folder, "warning") if "node-2" in event["text"]]
     assert any("stopped at RX index" in text for text in told), told
     assert seconds < 10.0
