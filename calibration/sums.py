@@ -30,6 +30,7 @@ def balance(bench: Bench) -> list[Result]:
     The first bursts let the slow power control settle as in a run.
     """
     bench.ready("balance")
+    bench.admit("balance")  # what the steps before it took their time for has moved the links
     rows = []
     for number in range(2 * LEVELS):
         aggregate = _decoded(bench, "balance", bench.names, bench.seed + 104729 + number, 1.0)

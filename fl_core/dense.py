@@ -92,6 +92,17 @@ def meta_gradients(
     return result
 
 
+def scores(
+    model: Model, theta: Float[Tensor, " d"], tasks: Task, alpha: float
+) -> tuple[Float[Tensor, "task b ways"], Float[Tensor, "task b ways"]]:
+    """Compute the class scores of each task's query set before and after one fine-tuning step on its support set."""
+    layers = _layers(model, theta)
+    inner = _run(model, layers, tasks.support)
+    step = [_Product(each.inputs, -alpha * each.errors) for each in inner.gradient]
+    before, after = (_forward(model, layers, tasks.query.x, way)[1] for way in ((), step))
+    return before, after
+
+
 def _write(
     result: Float[Tensor, "client d"], model: Model, theta: Tensor, tasks: Task, alpha: float, second_order: bool
 ) -> None:
@@ -118,17 +129,25 @@ def _layers(model: Model, vectors: Tensor) -> list[_Layer]:
     return [_Layer(weight, bias.unsqueeze(-2)) for weight, bias in zip(views[::2], views[1::2], strict=True)]
 
 
-def _run(model: Model, layers: Sequence[_Layer], batch: Batch, step: Sequence[_Product] = ()) -> _Pass:
-    """Send a batch through the network, changed by a step, and its errors back."""
-    slope, _ = _DERIVATIVES[model.activation]
-    x, inputs = batch.x.flatten(2), []
+def _forward(
+    model: Model, layers: Sequence[_Layer], images: Tensor, step: Sequence[_Product]
+) -> tuple[list[Rows], Rows]:
+    """Send images through the network, changed by a step; gives the inputs of every layer, and the scores."""
+    inputs = [images.flatten(2)]
     for number, layer in enumerate(layers):
-        inputs.append(x)
-        z = x @ layer.weight.mT + layer.bias
+        z = inputs[-1] @ layer.weight.mT + layer.bias
         if step:
-            z += step[number].forward(x)
-        x = ACTIVATIONS[model.activation](z)
-    shares = F.softmax(z, -1)
+            z += step[number].forward(inputs[-1])
+        if number + 1 < len(layers):
+            inputs.append(ACTIVATIONS[model.activation](z))
+    return inputs, z
+
+
+def _run(model: Model, layers: Sequence[_Layer], batch: Batch, step: Sequence[_Product] = ()) -> _Pass:
+    """Send a batch through the network and its errors back."""
+    slope, _ = _DERIVATIVES[model.activation]
+    inputs, found = _forward(model, layers, batch.x, step)
+    shares = F.softmax(found, -1)
     errors = (shares - F.one_hot(batch.y, model.ways)) / batch.y.shape[1]
     gradient, backs = [_Product(inputs[-1], errors)], list[Rows]()
     for number in range(len(layers) - 1, 0, -1):

@@ -204,20 +204,23 @@ def evaluate(model: Model, theta: Vector, tasks: Task, alpha: float, chunk: int 
         theta: parameters (d,).
         tasks: every tensor has one leading axis, the task.
         alpha: fine-tuning rate.
-        chunk: tasks batched together; unset: ``default_chunk(model)``.
+        chunk: tasks batched together; unset: all where :mod:`fl_core.dense` serves, else ``default_chunk(model)``.
     """
 
     def one(task: Task) -> Tensor:
-        scores = [model.logits(v, task.query.x) for v in (theta, fine_tune(model, theta, task.support, alpha))]
-        rows = [
-            torch.stack([F.cross_entropy(s, task.query.y), (s.argmax(1) == task.query.y).to(s.dtype).mean()])
-            for s in scores
-        ]
-        return torch.cat(rows)
+        tuned = fine_tune(model, theta, task.support, alpha)
+        return torch.stack([model.logits(vector, task.query.x) for vector in (theta, tuned)])
 
+    labels = tasks.query.y.flatten()
     with torch.no_grad():
-        means = _mapped(one, tasks, chunk or default_chunk(model)).mean(0).tolist()
-    return Evaluation(*means)
+        if chunk is None and model.dense:
+            pair: tuple[Tensor, ...] = dense.scores(model, theta, tasks, alpha)
+        else:
+            pair = _mapped(one, tasks, chunk or default_chunk(model)).unbind(1)
+        rows = [scores.flatten(0, 1) for scores in pair]
+        loss_before, loss_after = (float(F.cross_entropy(row, labels)) for row in rows)
+        right_before, right_after = (float((row.argmax(1) == labels).to(row.dtype).mean()) for row in rows)
+    return Evaluation(loss_before, right_before, loss_after, right_after)
 
 
 def gradient_norm_squared(model: Model, theta: Vector, tasks: Task, alpha: float, chunk: int | None = None) -> float:
