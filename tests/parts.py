@@ -31,6 +31,10 @@ libiio = _needs(
 )
 #: the server that a Pluto runs, as a second client and as a reference
 iiod = _needs(shutil.which("iiod", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None, "apt install iiod")
+#: command-line clients of an iiod
+iio_tools = _needs(shutil.which("iio_info") is not None, "apt install libiio-utils")
+#: the settings of a real Pluto, as pytest-libiio has recorded them
+pluto_dump = _needs(_importable("pytest_libiio"), "pip install '.[dev]'")
 #: UHD for this interpreter; its binding of before NumPy 2 crashes under NumPy 2
 uhd = _needs(
     _importable("uhd") and np.__version__.split(".")[0] == "1",

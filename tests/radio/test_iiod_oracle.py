@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shutil
 import subprocess
 import threading
 import time
@@ -15,8 +14,6 @@ import numpy as np
 import parts
 import pytest
 from standin import Served, fails, ramp
-
-tools = pytest.mark.skipif(shutil.which("iio_info") is None, reason="apt install libiio-utils")
 
 ADC, DAC, PHY = "cf-ad9361-lpc", "cf-ad9361-dds-core-lpc", "ad9361-phy"
 
@@ -231,7 +228,7 @@ def run(*words: str) -> str:
     return done.stdout.decode(errors="replace")
 
 
-@tools
+@parts.iio_tools
 def test_the_tools_of_libiio_work(served: Served) -> None:
     text = run("iio_info", "-u", served.uri)
     assert "hw_serial: 1044730a1997000d12003e00" in text and "4 devices" in text and "ERROR" not in text
@@ -249,7 +246,7 @@ def test_the_tools_of_libiio_work(served: Served) -> None:
     assert run("iio_reg", "-u", served.uri, ADC, "0x80000088").strip() == "0x0"
 
 
-@tools
+@parts.iio_tools
 def test_the_tool_that_writes_samples_works(served: Served) -> None:
     data = np.arange(8192, dtype="<i2")
     subprocess.run(

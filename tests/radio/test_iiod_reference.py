@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.util
 import shutil
 import socket
 import subprocess
@@ -19,8 +18,6 @@ import pytest
 from standin import Served, StandIn, fails, ramp
 
 from radio.pluto_board import describe
-
-dump = pytest.mark.skipif(importlib.util.find_spec("pytest_libiio") is None, reason="pip install pytest-libiio")
 
 DAC, PHY = "cf-ad9361-dds-core-lpc", "ad9361-phy"
 
@@ -198,7 +195,7 @@ OTHER_VALUES = {
 }
 
 
-@dump
+@parts.pluto_dump
 def test_nothing_is_invented() -> None:
     import pytest_libiio
 
