@@ -13,7 +13,7 @@ from radio.cycle import sounding_samples
 from radio.errors import RadioError
 from radio.ofdm import Profile
 
-__all__ = ["Sender", "beacon_parts", "burst_parts", "record", "sounding_parts"]
+__all__ = ["Sender", "burst_parts", "record", "sounding_parts"]
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,6 @@ class Sender:
     def facts(self) -> dict[str, Scalar]:
         """Give what is known as facts of an annotation."""
         return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-def beacon_parts(profile: Profile, start: int, slot: int) -> tuple[Part, ...]:
-    """Name the parts of a beacon whose first sample has RX index ``start``."""
-    short, pair = profile.stf_period * profile.stf_repeats, 2 * profile.ltf
-    facts = {"slot": slot}
-    return (
-        Part(start, short, "beacon STF", facts),
-        Part(start + short, pair, "beacon LTF", facts),
-        Part(start + short + pair, profile.second_ltf - pair, "beacon header", facts),
-        Part(start + short + profile.second_ltf, pair, "beacon LTF", facts),
-    )
 
 
 def sounding_parts(profile: Profile, start: int, slot: int, senders: Sequence[Sender]) -> tuple[Part, ...]:

@@ -21,6 +21,11 @@ from radio.base import Radio, RadioConfig
 LocalStep = Callable[[Radio, RadioConfig, CalibrationOptions, int, str], Result]
 
 
+def warmth(told_c: float | None) -> dict[str, float]:
+    """Give the temperature that a radio tells as ``temperature_c``; nothing where it tells none."""
+    return {} if told_c is None else {"temperature_c": told_c}
+
+
 def inventory(radio: Radio, config: RadioConfig, options: CalibrationOptions, seed: int, name: str) -> Result:
     """Write down what the radio declares of itself; nothing is sent."""
     able = radio.capabilities
@@ -43,7 +48,7 @@ def inventory(radio: Radio, config: RadioConfig, options: CalibrationOptions, se
         "block_samples": able.block_samples,
         "max_rate_hz": able.max_rate_hz,
     }
-    return Result("inventory", name, values, finding=finding)
+    return Result("inventory", name, {**values, **warmth(radio.temperature_c())}, finding=finding)
 
 
 def _restoring(step: LocalStep) -> LocalStep:

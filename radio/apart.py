@@ -106,6 +106,11 @@ class ApartRadio:
         """Give the RX index just past the newest sample that has arrived."""
         return int(self._ask("newest")[0])
 
+    def temperature_c(self) -> float | None:
+        """Give the temperature of the device, where it tells one."""
+        told: float | None = self._ask("temperature_c")[0]
+        return told
+
     def earliest(self) -> int:
         """Give the first TX index that can still be met."""
         return int(self._ask("earliest")[0])

@@ -180,6 +180,10 @@ class Radio(Protocol):
         """
         ...
 
+    def temperature_c(self) -> float | None:
+        """Temperature of the device in degrees Celsius; None where it tells none."""
+        ...
+
     def earliest(self) -> int:
         """TX index before which ``transmit`` raises ``TooLate`` at this moment."""
         ...

@@ -66,6 +66,9 @@ class LoopbackRadio:
         """Give ``now()``: on virtual time nothing arrives before it is asked for."""
         return self.now()
 
+    def temperature_c(self) -> None:
+        """Tell nothing: nothing here gets warm."""
+
     def earliest(self) -> int:
         """Give the first TX index that can still be met."""
         return self._air.earliest(self.name)

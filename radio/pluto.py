@@ -234,6 +234,7 @@ class Device:
         phy = self._context.find_device(PHY)
         self._tx_power = phy.find_channel("altvoltage1", True).attrs["powerdown"]
         self._rx, self._tx = phy.find_channel("voltage0", False), phy.find_channel("voltage0", True)
+        self._temperature = phy.find_channel("temp0", False).attrs["input"]
         self._los = [phy.find_channel(name, True) for name in ("altvoltage0", "altvoltage1")]
         told = self._context.attrs
         self.serial = told.get("hw_serial", "")
@@ -245,6 +246,10 @@ class Device:
     def mute(self) -> None:
         """Silence the transmitter, read back."""
         _silence(self._context)
+
+    def temperature_c(self) -> float:
+        """Read the temperature of the transceiver, which the driver gives in thousandths of a degree."""
+        return int(self._temperature.value) / 1000
 
     def unmute(self, attenuation_db: float) -> None:
         """Clear the power-down, which setting the LO does not, and bring the attenuation back; read back.

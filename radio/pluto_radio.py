@@ -50,6 +50,10 @@ class Device(Protocol):
         """Silence the transmitter, read back."""
         ...
 
+    def temperature_c(self) -> float:
+        """Read the temperature of the transceiver."""
+        ...
+
     def unmute(self, attenuation_db: float) -> None:
         """Bring the transmitter up, read back."""
         ...
@@ -213,6 +217,15 @@ class PlutoRadio:
     def newest(self) -> int:
         """Give the RX index just past the newest sample that has arrived."""
         return self._ring.newest
+
+    def temperature_c(self) -> float:
+        """Read the temperature of the transceiver."""
+        with self._control:
+            device = self._alive(configured=False)
+            try:
+                return device.temperature_c()
+            except OSError as error:
+                raise RadioError(f"{self.name} tells no temperature: {error}", REMEDY) from error
 
     def earliest(self) -> int:
         """Give the first free TX index that can still be met when ``transmit`` is called within one block's time."""

@@ -61,6 +61,9 @@ class ReplayRadio:
         """Give ``now()``: nothing arrives before it is asked for."""
         return self._cursor
 
+    def temperature_c(self) -> None:
+        """Tell nothing: nothing here gets warm."""
+
     def earliest(self) -> int:
         """Give the first TX index that is still free."""
         return max(self._cursor + self.capabilities.turnaround_samples, self._free)

@@ -193,6 +193,10 @@ class SafeRadio:
         """Give the RX index just past the newest sample that has arrived."""
         return self._radio.newest()
 
+    def temperature_c(self) -> float | None:
+        """Give the temperature of the device, where it tells one."""
+        return self._radio.temperature_c()
+
     def earliest(self) -> int:
         """Give the first TX index that can still be met."""
         return self._radio.earliest()

@@ -86,9 +86,7 @@ def address(rest: str) -> tuple[dict[str, str], str, str]:
     """
     pairs = [part.partition("=") for part in rest.split(",")]
     if not all(key and value for key, _, value in pairs):
-        raise ConfigError(
-            f"usrp:{rest} is no address of a USRP", "write usrp:serial=30F... or usrp:addr=HOST,type=x300"
-        )
+        raise ConfigError(f"usrp:{rest} addresses no USRP", "write usrp:serial=30F... or usrp:addr=HOST,type=x300")
     arguments = {key.strip(): value.strip() for key, _, value in pairs}
     clock = arguments.pop("clock_source", "internal")
     return arguments, clock, arguments.pop("time_source", "internal")
@@ -100,10 +98,7 @@ def _asking(name: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RadioError(
-            f"{name} does not do what it is asked: {str(error).splitlines()[0]}",
-            REMEDY,
-        ) from error
+        raise RadioError(f"{name} does not do what it is asked: {str(error).splitlines()[0]}", REMEDY) from error
 
 
 def _find(uhd: Any, arguments: dict[str, str]) -> list[dict[str, str]]:
@@ -112,9 +107,8 @@ def _find(uhd: Any, arguments: dict[str, str]) -> list[dict[str, str]]:
 
 
 def _uri(found: dict[str, str]) -> str:
-    if "addr" in found:
-        return f"usrp:addr={found['addr']},type={found.get('type', '')}"
-    return f"usrp:serial={found.get('serial', '')}"
+    named = f"addr={found['addr']},type={found.get('type', '')}" if "addr" in found else None
+    return f"usrp:{named or 'serial=' + found.get('serial', '')}"
 
 
 def discover() -> list[Discovered]:
@@ -137,7 +131,7 @@ def _make(uhd: Any, arguments: dict[str, str], patience_s: float = 0.0) -> tuple
     found = _find(uhd, arguments)
     if len(found) != 1:
         listed = ", ".join(_uri(other) for other in (found or _find(uhd, {}))) or "none"
-        count = "no" if not found else f"{len(found)}"
+        count = len(found) or "no"
         raise RadioNotFound(f"{count} USRP answers to {wanted}; found {listed}", "write the serial of one of them")
     serial = found[0].get("serial", wanted)
     deadline = time.monotonic() + patience_s
@@ -338,8 +332,6 @@ class UsrpRadio:
             raise self._streams.error
         return self._streams
 
-    # --- samples
-
     def _unmute(self, config: RadioConfig) -> None:
         """Bring the gain back and read it."""
         wanted = self._usrp.get_tx_gain_range(0).stop() - config.tx_attenuation_db
@@ -398,6 +390,13 @@ class UsrpRadio:
     def newest(self) -> int:
         """Give the RX index just past the newest sample."""
         return self._ring.newest
+
+    def temperature_c(self) -> float | None:
+        """Read the temperature of the transceiver, which not every daughterboard tells."""
+        self._still_open()
+        with _asking(self.name):
+            there = "temp" in self._usrp.get_rx_sensor_names(0)
+            return float(self._usrp.get_rx_sensor("temp", 0).to_real()) if there else None
 
     def receive(self, count: int, start: int | None = None) -> Capture:
         """Take ``count`` samples from RX index ``start``."""

@@ -14,6 +14,7 @@ from typing import Any
 from calibration import CalibrationFolder, RadioKey
 from calibration.bench import Bench
 from calibration.captures import record
+from calibration.local import warmth
 from calibration.record import FAST
 from calibration.report import write_report
 from calibration.result import Result
@@ -174,7 +175,8 @@ async def _calibrate(order: Order, folder: CalibrationFolder, alive: Callable[[]
                 say(f"{step.name} {result.radio}: {state}")
             if (kept := bench.kept.pop(step.name, None)) is not None:
                 able = link.radio.capabilities
-                record(folder.captures, step.name, kept.captures, link.settings(), able, kept.parts, facts)
+                told = {**facts, **warmth(link.radio.temperature_c())}
+                record(folder.captures, step.name, kept.captures, link.settings(), able, kept.parts, told)
 
         await asyncio.to_thread(run_steps, bench, steps, keep)
         outcome = "finished"

@@ -289,7 +289,9 @@ class _Decode:
         """Write what was received beside the run; a full disk costs the recording and not the run."""
         server, number = self.server, self.plan.number
         slots = [self.first + burst * self.slots for burst in range(self.payload.bursts)]
-        facts = {"round": number, "attempt": attempt, "seed": self.payload.seed}
+        facts: dict[str, str | int] = {"round": number, "attempt": attempt, "seed": self.payload.seed}
+        if server.calibrated is not None:
+            facts["calibration"] = server.calibrated.folder.digest
         name = f"round-{number}-{attempt}"
         try:
             voided.keep(server.folder.voided, name, server.link, windows, slots, known, self._shifts, facts)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from calibration.captures import Sender, burst_parts, record
+from calibration.local import warmth
 from radio.capture import SUFFIX, Scalar
 from radio.serverlink import ServerLink, Window
 from radio.uplink import Peer
@@ -54,7 +55,13 @@ def keep(
         for capture, slot in zip(captures, slots, strict=False)
         for part in burst_parts(profile, capture.start + profile.guard_samples, slot, senders)
     ]
-    told = {"node": "server", "waveform": profile.name, "bursts": len(windows), **facts}
+    told = {
+        "node": "server",
+        "waveform": profile.name,
+        "bursts": len(windows),
+        **facts,
+        **warmth(link.radio.temperature_c()),
+    }
     begun = datetime.now(UTC)
     path = record(folder, name, captures, link.settings(), link.radio.capabilities, parts, told, begun)
     kept = sorted(folder.glob(f"*{SUFFIX}"), key=lambda found: found.stat().st_mtime_ns)

@@ -141,6 +141,8 @@ def test_it_is_a_radio(ready):
     told = ready.capabilities
     assert told.serial and told.driver and isinstance(told.tier, radio.Tier)
     assert told.max_rate_hz > 0 and told.turnaround_samples >= 0 and told.block_samples > 0
+    temperature_c = ready.temperature_c()
+    assert temperature_c is None or 0 < temperature_c < 100
 
 
 def test_settings_are_needed_first(fresh):

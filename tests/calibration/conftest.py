@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration.captures import Sender, beacon_parts, burst_parts, record
+from calibration.captures import Sender, burst_parts, record
 from calibration.report import write_report
 from calibration.result import Estimate, Finding, Result
 from radio.base import Capabilities, Capture, RadioConfig, Tier
-from radio.beacon import beacon
 from radio.ofdm import PROFILES, assemble, canary, drive_for_backoff, pilot, synthesise
 
 INTERFERER = Finding(
@@ -261,14 +260,13 @@ def _sum(nodes: int, rng: np.random.Generator) -> Result:
 PROFILE = PROFILES["pluto-915"]
 CONFIG = RadioConfig(1e6, 915e6, 915e6, 1e6, 40.0, 10.0)
 TOLD = Capabilities(Tier.P0, "1044730a9960000", "pluto 0.38", 4e6, 20_000, 4096, False, False, False, True)
-START, BEACON_AT, BURST_AT = 7_000_000, 500, 5_000  # of the recording, and in it
+START, BURST_AT = 7_000_000, 5_000  # of the recording, and in it
 
 
 def recorded(folder: Path, nodes: int = 4, seed: int = 5) -> Path:
     """Record a beacon and the burst of known values that follows it, as a server without multipath hears them."""
     rng = np.random.default_rng(seed)
     samples = 0.001 * (rng.standard_normal(16_000) + 1j * rng.standard_normal(16_000))
-    samples[BEACON_AT : BEACON_AT + PROFILE.beacon_samples] += 0.05 * beacon(PROFILE, 12)
     for node in range(nodes):
         data = rng.standard_normal((31, len(PROFILE.bins))).astype(np.complex64)
         grid = assemble(data, pilot(PROFILE, node, nodes), canary(PROFILE, seed, node, "R"))
@@ -277,7 +275,7 @@ def recorded(folder: Path, nodes: int = 4, seed: int = 5) -> Path:
             level * grid, PROFILE, np.arange(PROFILE.burst_samples, dtype=np.float64)
         )
     senders = [Sender(f"node-{n + 1}", 0.25 * n, -34.5, 0.1 * n, 12) for n in range(nodes)]
-    parts = beacon_parts(PROFILE, START + BEACON_AT, 12) + burst_parts(PROFILE, START + BURST_AT, 12, senders)
+    parts = burst_parts(PROFILE, START + BURST_AT, 12, senders)
     facts = {"node": "server", "seed": seed, "waveform": PROFILE.name, "calibration": "4f1c9a"}
     return record(folder, "sum", [Capture(samples.astype(np.complex64), START, 1e6)], CONFIG, TOLD, parts, facts)
 

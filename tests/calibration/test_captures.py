@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import sigmf
 
-from calibration.captures import Sender, beacon_parts, burst_parts, record, sounding_parts
+from calibration.captures import Sender, burst_parts, record, sounding_parts
 from radio.base import Capabilities, Capture, RadioConfig, Tier
-from radio.beacon import track
 from radio.capture import Part, Recording
 from radio.cycle import sounding_samples
 from radio.errors import RadioError
@@ -25,15 +24,11 @@ SENDERS = [Sender("a", 1.25, -30.5, 0.5, 7), Sender("b")]
 @pytest.mark.parametrize("name", PROFILES)
 def test_parts_fill_their_frame_without_gap_or_overlap(name: str) -> None:
     profile = PROFILES[name]
-    bounds = {
-        "beacon": (beacon_parts(profile, 1000, 3), profile.beacon_samples),
-        "burst": (burst_parts(profile, 1000, 3, []), profile.burst_samples),
-    }
-    for parts, length in bounds.values():
-        assert parts[0].start == 1000
-        assert [part.start + part.count for part in parts[:-1]] == [part.start for part in parts[1:]]
-        assert parts[-1].start + parts[-1].count == 1000 + length
-        assert all(part.facts == {"slot": 3} for part in parts)
+    parts = burst_parts(profile, 1000, 3, [])
+    assert parts[0].start == 1000
+    assert [part.start + part.count for part in parts[:-1]] == [part.start for part in parts[1:]]
+    assert parts[-1].start + parts[-1].count == 1000 + profile.burst_samples
+    assert all(part.facts == {"slot": 3} for part in parts)
 
 
 def test_places_of_a_sounding_window_are_the_servers() -> None:
@@ -58,10 +53,6 @@ def test_a_recorded_burst_is_decoded_by_its_annotations_alone(tmp_path: Path, re
     nodes = 3
     found = Recording(recording(tmp_path, nodes))
     parts = {part.label: part for part in found.about.parts}
-    stf = parts["beacon STF"]
-    heard = found.read(stf.start - 20, PROFILE.beacon_samples + 40)
-    fix = track(heard.samples, PROFILE, heard.start, stf.start, 0.0, int(stf.facts["slot"]))
-    assert fix is not None and fix.index == pytest.approx(stf.start, abs=0.01)
     whole = parts["from node-1"]
     grid, _ = demodulate(found.read(whole.start, whole.count).samples, PROFILE, PROFILE.burst_symbols)
     pilots, _, known = split(grid)

@@ -43,6 +43,9 @@ class Fed:
 
     newest = earliest = now
 
+    def temperature_c(self) -> float:
+        return 41.5
+
     def receive(self, count: int, start: int | None = None) -> radio.Capture:
         begin = self._at if start is None else start
         self._at = begin + count
@@ -210,7 +213,8 @@ def test_a_narrow_line_that_does_no_harm_is_told_and_passes():
 def test_an_unknown_driver_is_named():
     config = radio.RadioConfig(1e6, 915e6, 915e6, 1e6, 60.0)
     strange = Fed(np.zeros(8, np.complex64), driver="pluto, firmware unknown")
-    assert LOCAL["inventory"](strange, config, SHORT, 1, FAULTY).finding.thing == "tier"
+    found = LOCAL["inventory"](strange, config, SHORT, 1, FAULTY)
+    assert found.finding.thing == "tier" and found.values["temperature_c"] == 41.5
 
 
 def test_losses_and_repetitions_that_cancel_are_both_counted():

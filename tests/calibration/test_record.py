@@ -78,6 +78,14 @@ def test_a_step_measured_again_adds_a_record_and_the_newest_counts(folder):
     assert folder.records()["noise", "node-1"].result.number("noise_dbfs") == -20.0
 
 
+def test_records_are_told_apart_by_their_digest_and_not_by_their_folder(folder, tmp_path):
+    folder.save(NOISE, KEY, NOON)
+    copy = CalibrationFolder.open(shutil.copytree(folder.path, tmp_path / "copy"))
+    assert copy.digest == folder.digest and len(folder.digest) == 16
+    copy.save(replace(NOISE, radio="node-10"), KEY, NOON)
+    assert copy.digest != folder.digest
+
+
 def test_a_record_holds_for_its_time_and_its_radio(folder):
     record = folder.save(NOISE, KEY, NOON)
     record.check(KEY, NOON + timedelta(hours=23))

@@ -29,7 +29,8 @@ PEERS = {
 class Link:
     profile = PROFILE
     radio = SimpleNamespace(
-        capabilities=Capabilities(Tier.P0, "104a", "pluto 0.38", 4e6, 20_000, 4096, False, False, False, True)
+        temperature_c=lambda: 41.5,
+        capabilities=Capabilities(Tier.P0, "104a", "pluto 0.38", 4e6, 20_000, 4096, False, False, False, True),
     )
 
     def settings(self) -> RadioConfig:
@@ -59,6 +60,7 @@ def test_a_recording_holds_every_burst_and_what_was_known_of_the_senders(tmp_pat
     for window in windows():
         np.testing.assert_array_equal(found.read(window.capture.start, SPAN).samples, window.capture.samples)
     assert found.about.facts == {
+        "temperature_c": 41.5,
         "node": "server",
         "waveform": "pluto-915",
         "bursts": 2,
@@ -99,6 +101,7 @@ def test_a_recording_that_cannot_be_written_costs_a_warning(tmp_path: Path) -> N
         names=["a", "b", "c"],
         link=Link(),
         folder=SimpleNamespace(voided=tmp_path / "voided"),
+        calibrated=SimpleNamespace(folder=SimpleNamespace(digest="4f1c9a0de1b2c3d4")),
         warn=lambda *told: warned.append(told),
     )
     plan, payload = SimpleNamespace(number=7), SimpleNamespace(bursts=2, seed=4)
@@ -106,6 +109,7 @@ def test_a_recording_that_cannot_be_written_costs_a_warning(tmp_path: Path) -> N
     decode.keep(windows(), PEERS, 1)
     found = Recording(tmp_path / "voided" / "round-7-1.sigmf-meta")
     assert (found.about.facts["round"], found.about.facts["attempt"]) == (7, 1)
+    assert found.about.facts["calibration"] == "4f1c9a0de1b2c3d4"
     assert [p.facts["slot"] for p in found.about.parts if p.label == "V0"] == SLOTS
     assert [p.facts["shift"] for p in found.about.parts if p.label.startswith("from")] == [1, 2, 1, 2]
     assert warned == []

@@ -92,11 +92,14 @@ class MetaRange:
 
 
 class SensorValue:
-    def __init__(self, value: bool) -> None:
+    def __init__(self, value: bool | float) -> None:
         self._value = value
 
     def to_bool(self) -> bool:
-        return self._value
+        return bool(self._value)
+
+    def to_real(self) -> float:
+        return float(self._value)
 
 
 class DeviceAddr:
@@ -289,13 +292,13 @@ class MultiUSRP:
         return self._ask().tx_hz
 
     def get_rx_sensor_names(self, chan: int) -> list[str]:
-        return self._ask().lo_sensors
+        return [*self._ask().lo_sensors, "temp"]
 
     def get_tx_sensor_names(self, chan: int) -> list[str]:
         return self._ask().lo_sensors
 
     def get_rx_sensor(self, name: str, chan: int) -> SensorValue:
-        return SensorValue(self._ask().locked)
+        return SensorValue(41.5 if name == "temp" else self._ask().locked)
 
     def get_tx_sensor(self, name: str, chan: int) -> SensorValue:
         return SensorValue(self._ask().locked)

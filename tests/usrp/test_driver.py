@@ -62,6 +62,7 @@ def test_opens_muted_and_reads_back(device):
         assert taken == replace(CONFIG, tx_attenuation_db=10.0)
         assert device.tx_gain == 0.0  # settings alone do not un-mute
         assert "agc False" in device.calls
+        assert made.temperature_c() == 41.5
     finally:
         made.close()
 
