@@ -40,7 +40,7 @@ def verdict(results: Results, names: Sequence[str], profile: Profile) -> dict[st
 
     Returns:
         ``passed`` and ``findings``; ``nodes`` (per node the fields of ``FIELDS`` and ``modes``); for the lab ``modes``,
-        ``nmse_predicted_db`` of R-mode and ``nmse_predicted_complex_db`` of C-mode, ``nmse_measured_db``, and
+        ``mode`` (that of the sums measured, else R) with its ``nmse_predicted_db`` and ``nmse_measured_db``, and
         ``largest_burst_s`` with ``largest_burst_symbols``.
     """
     nodes = {name: {field: _value(results, *where, name) for field, where in FIELDS.items()} for name in names}
@@ -50,6 +50,7 @@ def verdict(results: Results, names: Sequence[str], profile: Profile) -> dict[st
         node["modes"] = _permitted(node["sigma_rad"], noise, len(names), profile)
     modes = [mode for mode in ("R", "C", "non-coherent") if all(mode in node["modes"] for node in nodes.values())]
     whole = results.get(("sum", "server"))
+    mode: Mode = "C" if whole is not None and whole.values.get("mode") == "C" else "R"
     useful_s = _useful(nodes, noise)
     findings = [
         {"step": result.step, "radio": result.radio, **vars(result.finding)}
@@ -62,8 +63,8 @@ def verdict(results: Results, names: Sequence[str], profile: Profile) -> dict[st
         "nodes": nodes,
         "profile": profile.name,
         "modes": modes,
-        "nmse_predicted_db": _predicted("R", budgets, noise, whole),
-        "nmse_predicted_complex_db": _predicted("C", budgets, noise, whole),
+        "mode": mode,
+        "nmse_predicted_db": _predicted(mode, budgets, noise, whole),
         "nmse_measured_db": None if whole is None or "nmse_db" not in whole.values else whole.number("nmse_db"),
         "largest_burst_s": useful_s,
         "largest_burst_symbols": None if useful_s is None else int(useful_s * profile.rate_hz / profile.symbol_samples),
@@ -88,7 +89,7 @@ def _budgets(nodes: Mapping[str, Mapping[str, Any]], more_rad: float = 1.0) -> l
 
 def _predicted(mode: Mode, budgets: Sequence[NodeBudget], noise: float, whole: Result | None) -> float | None:
     """Predict the error of the sum: as before the bursts of the last step where that was made, else from its parts."""
-    if whole is not None and whole.values.get("mode") == mode:
+    if whole is not None and "predicted_db" in whole.values:
         return round(whole.number("predicted_db"), 2)
     return round(predict_nmse_db(mode, budgets, noise), 2) if budgets else None
 

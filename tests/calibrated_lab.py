@@ -39,20 +39,29 @@ class Watched(InProcess):
 
     def ask(self, tasks, span_s):
         replies = super().ask(tasks, span_s)
-        sounded = [name for name, task in tasks.items() if task.what == "sound"]
+        sounded = [name for name, task in tasks.items() if task.what == "sound" and "starts" in replies[name].arrays]
         self.tasks |= {name: tasks[name] for name in sounded}
         self.starts |= {name: replies[name].arrays["starts"].tolist() for name in sounded}
         return replies
 
 
-def build(name: str, nodes: int = 2, options: dict[str, float] = QUICK, profile: str = "pluto-915", **changes: Any):
+def build(
+    name: str,
+    nodes: int = 2,
+    options: dict[str, float] = QUICK,
+    profile: str = "pluto-915",
+    mode: str = "R",
+    **changes: Any,
+):
     """Give the bench of a simulated lab, and its air."""
     names = tuple(f"node-{number}" for number in range(1, nodes + 1))
     air = Ether(preset(name, **{"seed": 1, "history_s": 7200.0, **changes}), ["server", *names])
     radios = {each: SafeRadio(LoopbackRadio(each, air), SAFETY["conducted"]) for each in ("server", *names)}
     waveform = PROFILES[profile]
     links = {each: NodeLink(radios[each], waveform, 60.0, 3e-10, 2 + place) for place, each in enumerate(names)}
-    bench = Bench(ServerLink(radios["server"], waveform, 60.0, 1), names, Watched(links), CalibrationOptions(**options))
+    bench = Bench(
+        ServerLink(radios["server"], waveform, 60.0, 1), names, Watched(links), CalibrationOptions(**options), mode
+    )
     bench.lead_samples = max(radios[each].capabilities.lead_samples for each in names)
     return bench, air
 

@@ -20,7 +20,9 @@ def relative_ppm(air, name: str) -> float:
 
 @pytest.fixture(scope="module", params=["pluto-stock", "usrp-ref"])
 def good(request):
-    bench, air = build(request.param, snr_db=20.0)
+    """A stock lab that sums real values, and one on a common reference that sums complex ones."""
+    mode, profile = {"pluto-stock": ("R", "pluto-915"), "usrp-ref": ("C", "usrp-ref")}[request.param]
+    bench, air = build(request.param, snr_db=20.0, profile=profile, mode=mode)
     results = run(bench, ",".join(NAMES[: NAMES.index("sounding") + 1]))
     offsets_hz = np.asarray(bench.profile.bins) * bench.profile.spacing_hz
     true_db = {}
@@ -56,11 +58,12 @@ def test_the_verdict_says_what_follows(good):
     told = verdict(bench.results, bench.names, bench.profile)
     assert told["nmse_measured_db"] == measured.number("nmse_db")
     assert told["nmse_predicted_db"] == pytest.approx(measured.number("predicted_db"), abs=0.01)
+    assert told["mode"] == measured.values["mode"] == bench.mode
     told = verdict({key: each for key, each in bench.results.items() if key[0] != "sum"}, bench.names, bench.profile)
     assert told["nmse_measured_db"] is None
     assert told["passed"] and told["findings"] == []
     assert set(told["nodes"]) == set(bench.names)
-    assert told["modes"] == ["R", "non-coherent"]
+    assert told["modes"] == (["R", "C", "non-coherent"] if bench.mode == "C" else ["R", "non-coherent"])
     snr_db = [node["snr_db"] for node in told["nodes"].values()]
     level_db = max(snr_db)  # the upper median of two; the weaker one sends all it has
     budgets = [
