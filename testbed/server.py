@@ -23,7 +23,7 @@ from testbed.checkpoint import other_version
 from testbed.config import Experiment, Lab
 from testbed.guard import open_guarded
 from testbed.learner import Teacher
-from testbed.messages import Ack, Hello, Message, Nack, Report, Stop, Train, Welcome
+from testbed.messages import Ack, Hello, Message, Nack, Report, Train, Welcome
 from testbed.round import Decoded, RoundPlan, hopeless, run_burst, summary
 from testbed.run import Checkpoint, RunFolder, read_events
 from testbed.sounding import due, sound
@@ -303,7 +303,7 @@ class Server:
                     told |= await asyncio.to_thread(self.teacher.comparison, done)
             self.folder.emit("run-finished", **told)
         finally:
-            await self.bus.send_all(self.bus.present, Stop(reason=outcome))
+            await self.bus.dismiss(outcome)
             await asyncio.to_thread(self.radio.close)
             await self.bus.close()
             self.folder.close()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from calibration.tasks import Reply, Task
 from radio.errors import LinkError
 from testbed.bus import Envelope, Lost, ServerBus
-from testbed.messages import Ack, Hello, Measure, Measured, Nack, Stop, Welcome
+from testbed.messages import Ack, Hello, Measure, Measured, Nack, Welcome
 
 __all__ = ["PATIENCE_S", "BusTeam"]
 
@@ -108,4 +108,4 @@ class BusTeam:
 
     async def stop(self, outcome: str) -> None:
         """Let the nodes go."""
-        await self._bus.send_all(self._bus.present, Stop(reason=outcome))
+        await self._bus.dismiss(outcome)

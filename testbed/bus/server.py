@@ -21,7 +21,7 @@ from radio.errors import ConfigError, LinkError, NodeLost, ProtocolMismatch
 from testbed.bus.wire import HANDSHAKE_MS, LINGER_MS, Arrays, Envelope, Lost, cancel, now
 from testbed.config import Lab
 from testbed.keys import READER, SERVER, known_keys, load_keys
-from testbed.messages import Heartbeat, Hello, Message, Refused, RefusedCode, decode, encode
+from testbed.messages import Heartbeat, Hello, Message, Refused, RefusedCode, Stop, decode, encode
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class ServerBus:
         self._inbox: asyncio.Queue[Envelope | Lost | BaseException] = asyncio.Queue()
         self._warned: dict[str, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._closed = False
+        self._closed = self._dismissed = False
         self.control_address = ""
         self.events_address = ""
 
@@ -149,6 +149,11 @@ class ServerBus:
         frames = encode(message, arrays)
         return tuple([name for name in names if not await self._send(name, frames)])
 
+    async def dismiss(self, reason: str) -> None:
+        """Let all nodes go; who leaves now is not lost."""
+        self._dismissed = True
+        await self.send_all(self.present, Stop(reason=reason))
+
     def publish(self, line: bytes) -> None:
         """Send an event to all readers. Never waits; a reader that is too slow misses events."""
         with contextlib.suppress(zmq.Again):
@@ -183,7 +188,8 @@ class ServerBus:
 
     def _lose(self, name: str, silence_s: float) -> None:
         if self._peers.pop(name, None) is not None:
-            log.warning("node %s lost after %.1f s of silence", name, silence_s)
+            if not self._dismissed:
+                log.warning("node %s lost after %.1f s of silence", name, silence_s)
             self._inbox.put_nowait(Lost(name, silence_s))
 
     async def _refuse(self, route: bytes, code: RefusedCode, reason: str) -> None:

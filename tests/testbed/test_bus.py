@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -126,6 +127,20 @@ async def test_a_closed_node_is_lost_at_once_and_may_come_back(room: Room) -> No
         await room.server.send("node-3", Stop(reason="back"))
         order = await bus.receive(2)
         assert isinstance(order, Envelope) and order.message == Stop(reason="back")
+
+
+@in_room
+async def test_a_node_that_leaves_when_it_may_go_is_not_told_as_lost(room: Room) -> None:
+    told: list[logging.LogRecord] = []
+    watch = logging.Handler()
+    watch.emit = told.append  # type: ignore[method-assign]
+    logging.getLogger("testbed.bus.server").addHandler(watch)
+    async with room.node("node-1") as node:
+        await room.server.dismiss("finished")
+        order = await node.receive(2)
+        assert isinstance(order, Envelope) and order.message == Stop(reason="finished")
+    assert isinstance(await room.server.receive(5), Lost) and not told
+    logging.getLogger("testbed.bus.server").removeHandler(watch)
 
 
 @in_room
