@@ -171,7 +171,7 @@ def test_a_p0_radio_hides_the_constant_and_the_leakage_shows_it():
         assert honest > 0.9 * lags.max()
         assert lags[at - begin] < 0.3 * honest, "one timeline was assumed, and it worked"
         public = {name for name in dir(node) if not name.startswith("_")}
-        allowed = "name capabilities witness configure now newest earliest transmit receive mute close"
+        allowed = "name capabilities witness configure now newest temperature_c earliest transmit receive mute close"
         assert public == set(allowed.split())
         assert {name for name in dir(node.witness) if not name.startswith("_")} == {
             "deposit",
