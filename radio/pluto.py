@@ -239,7 +239,9 @@ class Device:
         told = self._context.attrs
         self.serial = told.get("hw_serial", "")
         self.detail = {"model": told.get("hw_model", ""), "firmware": told.get("fw_version", "")}
-        self.driver = f"pluto (libiio {'.'.join(map(str, self._iio.version[:2]))}, pyadi-iio {adi.__version__})"
+        libraries_here = f"libiio {'.'.join(map(str, self._iio.version[:2]))}, pyadi-iio {adi.__version__}"
+        # The firmware belongs to what a calibration holds for, as the libraries do.
+        self.driver = f"pluto, firmware {self.detail['firmware'] or 'unknown'} ({libraries_here})"
         self.tier = Tier.P1 if self._context.find_device(TDD) is not None else Tier.P0
         self.mute()
 

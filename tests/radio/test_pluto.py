@@ -157,6 +157,7 @@ def test_it_opens_muted_and_mutes_again(air, pair):
     first = pair[0]
     told = first.capabilities
     assert told.serial == "1044" + 28 * "0" and told.tier is Tier.P0 and told.real_time and not told.one_timeline
+    assert told.driver.startswith("pluto, firmware v0.38 (libiio 0.")
     assert not air.ask(0, "powered") and air.ask(0, "config")["tx_attenuation_db"] == 89.75
     assert first.configure(CONFIG).tx_attenuation_db == 10.0
     assert not air.ask(0, "powered") and air.ask(0, "config")["tx_attenuation_db"] == 89.75
