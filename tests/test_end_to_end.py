@@ -147,6 +147,7 @@ def test_energies_that_stand_for_real_numbers_pass_the_same_daemons(tmp_path):
     folder = RunFolder.create(tmp_path, setup)
     launch(setup, folder)
     finished = events(folder, "round-finished")
+    assert len(finished) == 2
     assert all(len(e["clients"]) == 2 and not e["voided"] and e["nmse_sum_db"] is None for e in finished)
     assert all(e["nmse_update_db"] < 0.0 for e in finished), "what was decoded tells more than nothing"
 
@@ -182,7 +183,7 @@ def test_complex_symbols_on_a_shared_reference_with_analog_checksums(tmp_path):
     folder = RunFolder.create(tmp_path, setup)
     launch(setup, folder)
     finished = events(folder, "round-finished")
-    assert all(len(e["clients"]) == 2 and not e["voided"] for e in finished)
+    assert len(finished) == 2 and all(len(e["clients"]) == 2 and not e["voided"] for e in finished)
     for event in finished:
         assert event["nmse_sum_db"] == pytest.approx(event["nmse_predicted_db"], abs=3.0)
         assert event["nmse_checksum_db"] == pytest.approx(event["nmse_sum_db"], abs=6.0)  # 16 checks: 1.5 dB each way

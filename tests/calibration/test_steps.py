@@ -1,5 +1,7 @@
 """Steps over a lab: a good one passes all of them, and of a bad one the bad thing is named and nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from calibrated_lab import build, findings, run
@@ -100,6 +102,17 @@ def test_a_link_in_a_deep_fade_is_weak_and_has_no_loose_cable():
     """At 4 dB noise alone takes single beacons of node-2 far below their neighbours."""
     bench, _ = build("pluto-shared-clock", 8, seed=8, snr_db=20.0)
     assert findings(run(bench, "lock")) == {("node-2", "weak")}
+
+
+def test_sums_begin_with_links_as_they_are_now():
+    """A link that has turned by a radian since it was sounded costs no burst of the balance."""
+    bench, _ = build("ideal", snr_db=20.0)
+    assert findings(run(bench, "lock,sounding")) == set()
+    peer = bench.uplink.peers["node-2"]
+    bench.uplink.peers["node-2"] = replace(peer, gain=(peer.gain * np.exp(1j)).astype(np.complex64))
+    bench.tell("balance")
+    assert findings(run(bench, "balance")) == set()
+    assert max(each.phase_variance for each in bench.uplink.peers.values()) < 0.03**2
 
 
 def test_the_first_step_that_finds_something_is_the_last():

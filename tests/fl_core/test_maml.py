@@ -147,8 +147,8 @@ def test_plain_autograd_equals_torch_func(options: ModelOptions, method: maml.Me
     model, theta = start(options)
     ours = maml.meta_gradient(model, theta, *task(), 0.3, method, maml.plain_grad)
     assert not ours.requires_grad and not theta.requires_grad
-    # Difference quotients divide rounding by their step, about 6e-6 of |theta|.
-    tolerance = 1e-8 if method == "hessian-free" else 1e-12
+    # The two forms of batch norm round apart, and a difference quotient divides that by its step, 6e-6 of |theta|.
+    tolerance = 1e-10 if method == "hessian-free" and options is CNN else 1e-12
     assert relative(ours, maml.meta_gradient(model, theta, *task(), 0.3, method)) < tolerance
 
 
