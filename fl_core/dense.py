@@ -9,7 +9,7 @@ and back (B. A. Pearlmutter, "Fast exact multiplication by the Hessian", Neural 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,17 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fl_core.data import Batch, Task
-from fl_core.models import ACTIVATIONS, Model
+from fl_core.models import ACTIVATIONS, BENDS, SLOPES, Model
 
 Rows = Float[Tensor, "client _ _"]  # example, unit
 
 #: Clients worked on at a time on a CPU, so that what is kept of them fits its cache.
 TOGETHER = 8
-#: First and second derivative of an activation, given its output.
-_DERIVATIVES: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "relu": (lambda a: (a > 0).to(a.dtype), torch.zeros_like),
-    "tanh": (lambda a: 1 - a * a, lambda a: -2 * a * (1 - a * a)),
-}
 
 
 @dataclass(frozen=True)
@@ -145,7 +140,7 @@ def _forward(
 
 def _run(model: Model, layers: Sequence[_Layer], batch: Batch, step: Sequence[_Product] = ()) -> _Pass:
     """Send a batch through the network and its errors back."""
-    slope, _ = _DERIVATIVES[model.activation]
+    slope = SLOPES[model.activation]
     inputs, found = _forward(model, layers, batch.x, step)
     shares = F.softmax(found, -1)
     errors = (shares - F.one_hot(batch.y, model.ways)) / batch.y.shape[1]
@@ -154,7 +149,7 @@ def _run(model: Model, layers: Sequence[_Layer], batch: Batch, step: Sequence[_P
         back = errors @ layers[number].weight
         if step:
             back += step[number].back(errors)
-        errors = back * slope(inputs[number])
+        errors = slope(back, inputs[number])
         backs.insert(0, back)
         gradient.insert(0, _Product(inputs[number - 1], errors))
     return _Pass(gradient, backs, shares)
@@ -167,11 +162,11 @@ def _along(
 
     The second product of a layer, inputs that moved times errors that did not, is of its weights alone.
     """
-    slope, bend = _DERIVATIVES[model.activation]
+    slope, bend = SLOPES[model.activation], BENDS.get(model.activation)
     moved = [direction[0].forward(base.gradient[0].inputs)]  # outputs of every layer
     tangents: list[Rows] = []  # inputs of every layer but the first
     for layer, own, way in zip(layers[1:], base.gradient[1:], direction[1:], strict=True):
-        tangents.append(slope(own.inputs) * moved[-1])
+        tangents.append(slope(moved[-1], own.inputs))
         moved.append(tangents[-1] @ layer.weight.mT + way.forward(own.inputs))
     held = base.shares * moved[-1]
     errors = (held - base.shares * held.sum(-1, keepdim=True)) / base.shares.shape[1]
@@ -180,5 +175,7 @@ def _along(
         own = base.gradient[number]
         result.insert(0, (_Product(own.inputs, errors), _Product(tangents[number - 1], own.errors)))
         back = errors @ layers[number].weight + direction[number].back(own.errors)
-        errors = slope(own.inputs) * back + bend(own.inputs) * base.backs[number - 1] * moved[number - 1]
+        errors = slope(back, own.inputs)
+        if bend is not None:
+            errors += bend(base.backs[number - 1] * moved[number - 1], own.inputs)
     return [(_Product(base.gradient[0].inputs, errors),), *result]

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fl_core import dense
+from fl_core import convolutional, dense
 from fl_core.data import Batch, Task
 from fl_core.models import Model
 from fl_core.options import LearnOptions
@@ -138,7 +138,12 @@ def local_update(
         The update Delta (d,). The server subtracts it.
     """
 
+    written_out = derive is plain_grad and not model.dense and method != "hessian-free" and theta.device.type == "cpu"
+
     def gradient(at: Vector, step: int) -> Vector:
+        if written_out:
+            second_order = method == "exact" and alpha != 0
+            return convolutional.meta_gradient(model, at, *tasks.at(step), alpha, second_order)
         return meta_gradient(model, at, *tasks.at(step), alpha, method, derive)
 
     return _steps(gradient, theta, eta, tasks.query.y.shape[0])
@@ -163,8 +168,9 @@ def local_updates(
         eta: outer rate.
         method: the meta-gradient's implementation.
         chunk: clients batched together, to bound memory; unset: all at once where :mod:`fl_core.dense` does without
-            their gradients' matrices, else ``default_chunk(model)``, or client by client on as many single-threaded
-            workers as torch has threads, where a batch gains nothing (:func:`gains_by_batching`).
+            their gradients' matrices, else ``default_chunk(model)``, or client by client by
+            :mod:`fl_core.convolutional`, on as many single-threaded workers as torch has threads, where a batch gains
+            nothing (:func:`gains_by_batching`).
 
     Returns:
         Updates (client, d).
@@ -237,15 +243,11 @@ def gradient_norm_squared(model: Model, theta: Vector, tasks: Task, alpha: float
         chunk: tasks batched together; unset: ``default_chunk(model)``.
     """
 
-    def one(task: Task) -> Vector:
-        return meta_gradient(model, theta, task.support, task.query, task.support, alpha, "exact")
-
-    flat = tasks.map(lambda tensor: tensor.flatten(0, 1))
-    size = chunk or default_chunk(model)
-    count = flat.query.y.shape[0]
+    own = Task(tasks.support, tasks.query, tasks.support).map(lambda tensor: tensor.flatten(0, 1).unsqueeze(1))
+    size, count = chunk or default_chunk(model), own.query.y.shape[0]
     total = torch.zeros_like(theta)
     for first in range(0, count, size):  # summed chunk by chunk, so memory holds `size` gradients and not all
-        total = total + vmap(one)(flat.at(slice(first, first + size))).sum(0)
+        total += local_updates(model, theta, own.at(slice(first, first + size)), alpha, 1.0, "exact", chunk).sum(0)
     return float((total / count).double().square().sum())
 
 
@@ -257,10 +259,10 @@ def default_chunk(model: Model) -> int:
 def gains_by_batching(model: Model, device: torch.device) -> bool:
     """Tell whether clients together are faster than one after another.
 
-    They are on a GPU, and for small layers, whose cost is the call. Wide convolutions keep a core busy by themselves:
-    a batch of clients takes their memory together and no less time.
+    They are on a GPU, and for fully connected layers, whose cost is the call. Convolutions keep a core busy by
+    themselves: a batch of clients takes their memory together and no less time.
     """
-    return device.type != "cpu" or model.dense or model.dimension < 50_000
+    return device.type != "cpu" or model.dense
 
 
 def _side_by_side(

@@ -20,8 +20,15 @@ ImageShape = tuple[int, int, int]
 Activation = Callable[[Tensor], Tensor]
 
 ACTIVATIONS: Mapping[str, Activation] = {"relu": F.relu, "tanh": torch.tanh}
+#: Errors at the output of an activation, and that output -> errors at its input.
+SLOPES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relu": lambda errors, a: torch.ops.aten.threshold_backward(errors, a, 0),
+    "tanh": torch.ops.aten.tanh_backward,
+}
+#: The same with the second derivative; a ReLU has none.
+BENDS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"tanh": lambda errors, a: -2 * a * (1 - a * a) * errors}
 _BLOCKS = 4  # the few-shot network of Finn, Abbeel, Levine (arXiv 1703.03400), section 5.2
-_NORM_EPSILON = 1e-5  # torch's default of BatchNorm2d
+NORM_EPSILON = 1e-5  # torch's default of BatchNorm2d
 
 
 @dataclass(frozen=True)
@@ -151,9 +158,9 @@ def _normalise(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     # becomes `shift`. The operator is faster, but torch 2.13 differentiates it twice wrongly when vmap batches the
     # cotangents and not `x`, as torch.func.hessian does (tests/fl_core/test_models.py).
     if not is_functorch_wrapped_tensor(x):
-        return torch.batch_norm(x, scale, shift, None, None, True, 0.0, _NORM_EPSILON, False)
+        return torch.batch_norm(x, scale, shift, None, None, True, 0.0, NORM_EPSILON, False)
     variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-    factor = scale * torch.rsqrt(variance + _NORM_EPSILON)
+    factor = scale * torch.rsqrt(variance + NORM_EPSILON)
     return x * factor[:, None, None] + (shift - mean * factor)[:, None, None]
 
 
