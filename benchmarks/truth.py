@@ -15,19 +15,21 @@ import os
 import sys
 import time
 from collections import defaultdict
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from calibrated_lab import build, run
+from calibrated_lab import build, of_one, run
 
 import radio.clock
 from calibration.channel import align, raw_gains
 from calibration.linksteps import LOCK_BEACONS
 from calibration.result import Result
 from calibration.steps import NAMES
+from calibration.sums import LEVELS
 from radio.links import THERMAL_DBM_PER_HZ
 from radio.ofdm import demodulate
 from radio.preamble import RMS, waveform
@@ -88,6 +90,24 @@ def true_delay(bench, name: str, clean: dict[int, np.ndarray]) -> float:
     return estimate_link(mean, np.ones(mean.shape, np.complex64), 0.0, profile, "ls").delay_samples
 
 
+def keep_levels(bench, clean: dict[int, np.ndarray]) -> list[np.ndarray]:
+    """Keep at which levels in dB the nodes of every sum arrive, read off what came through the air without noise."""
+    kept, uplink, decode = [], bench.uplink, bench.uplink.decode
+
+    def decode_both(windows, *others):
+        noise, silent = uplink.noise, []
+        for window in windows:
+            guard, symbols = bench.profile.guard_samples, len(window.grid)
+            grid = demodulate(clean[window.capture.start], bench.profile, symbols, guard)[0]
+            silent.append(replace(window, grid=grid))
+        kept.append(20 * np.log10(np.abs(decode(silent, *others).gains[:, 0])))
+        uplink.noise = noise
+        return decode(windows, *others)
+
+    uplink.decode = decode_both
+    return kept
+
+
 def true_snr(air, sender: str, receiver: str, power: float, drive: float, rate_hz: float) -> float:
     """SNR in dB of a link of that power gain, by the receiver's noise and rounding."""
     station = air._stations[receiver]
@@ -123,7 +143,6 @@ def true_link(air, bench, name: str) -> tuple[float, float]:
 AVERAGED = {
     "arrival samples": ("timing", "std_samples", np.square, np.sqrt),
     "phase rad": ("phase", "sigma_rad", np.square, np.sqrt),
-    "level dB": ("balance", "level_db", np.asarray, np.asarray),
     "sum NMSE dB": ("sum", "nmse_db", lambda db: 10 ** (db / 10), lambda ratio: 10 * np.log10(ratio)),
 }
 
@@ -175,6 +194,11 @@ def lab(preset: str, seed: int, nodes: int, futures: int, rows: dict[str, list[t
                 raise Stopped(f"{preset} seed {seed}: {each.step}: {each.finding.text}")
         return {each.radio: each.values for each in found if each.step == last}
 
+    for step in ("noise", "level"):
+        for name, values in steps(step, step).items():
+            truth = of_one(air._stations[name], bench.link.settings())
+            for key in truth.keys() & values.keys():
+                note(key, values[key], truth[key])
     effects = air._stations["node-1"].effects
     pair = math.sqrt(2) * effects.adev if preset in FREE else 0.0
     for name, values in steps("lock", "lock").items():
@@ -202,7 +226,11 @@ def lab(preset: str, seed: int, nodes: int, futures: int, rows: dict[str, list[t
             truth = root(np.mean(power(np.array([each.value for each in every]))))
             for each in every:
                 note(quantity, each, truth)
-    if (total := steps("timing", "sum").get("server")) is not None:
+    steps("timing", "phase")
+    levels = keep_levels(bench, clean)
+    for place, values in enumerate(steps("balance", "balance").values()):
+        note("level dB", values["level_db"], float(np.mean([each[place] for each in levels[-LEVELS:]])))
+    if (total := steps("sum", "sum").get("server")) is not None:
         measured = total["nmse_db"].value
         rows["predicted NMSE dB"].append((total["predicted_db"], measured, abs(total["predicted_db"] - measured) < 1.5))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from jaxtyping import Complex64, Float64
 from scipy.stats import chi2
@@ -33,22 +31,25 @@ def turns(raw: Complex64[np.ndarray, "cycle bin"]) -> Float64[np.ndarray, " cycl
 
 
 def own_variances(
-    table: Float64[np.ndarray, "node cycle"], noise: Float64[np.ndarray, " node"]
-) -> Float64[np.ndarray, " node"]:
-    """Split the variance of each node's phase from what all share, and from the noise of the measurement.
+    table: Float64[np.ndarray, "node cycle"],
+) -> tuple[Float64[np.ndarray, " node"], Float64[np.ndarray, " node"], Float64[np.ndarray, " node"]]:
+    """Split the variance of each node's phase from what all share: the server's oscillator, which a common rotation of
+    the sum undoes.
 
-    What all nodes share is the server's own oscillator, which a common rotation of the sum undoes. With the mean over
-    N nodes taken out, node k shows ``(1 - 2/N) v_k + sum(v)/N^2``; this solves for v. One node alone has nothing left.
+    With the mean over N nodes taken out, node k shows ``(1 - 2/N) v_k + sum(v)/N^2``; this solves for v. Two nodes show
+    the same thing twice: each gets half of it. One node alone has nothing left.
+
+    Returns:
+        variances v; and the ends of their 95 % intervals, by the chi-squared distribution of what each node shows.
     """
     nodes, cycles = table.shape
     if nodes == 1:
-        return np.zeros(1)
-    rest = table - table.mean(0)
-    seen = np.sum((rest - rest.mean(1, keepdims=True)) ** 2, axis=1) / (cycles - 1)
-    mixing = (1 - 2 / nodes) * np.eye(nodes) + np.full((nodes, nodes), 1 / nodes**2)
-    # Two nodes show the same thing twice: each gets half of it.
-    variances = np.linalg.lstsq(mixing, seen, rcond=None)[0] if nodes > 2 else seen * 2
-    return np.asarray(variances - noise)
+        return np.zeros(1), np.zeros(1), np.zeros(1)
+    seen = np.var(table - table.mean(0), axis=1, ddof=1)
+    part = 1 - 2 / nodes if nodes > 2 else 0.5
+    others = seen.sum() / nodes / (nodes - 1) if nodes > 2 else 0.0
+    low, high = ((cycles - 1) / chi2.ppf(q, cycles - 1) * seen for q in (0.975, 0.025))
+    return (seen - others) / part, (low - others) / part, (high - others) / part
 
 
 def phase_noise(heard: Heard, drive: float) -> float:
@@ -72,16 +73,12 @@ def phase(bench: Bench) -> list[Result]:
         bursts = bench.options.phase_bursts if multiple == 1 else max(bench.options.phase_bursts // 2, 4)
         heard = bench.sound("phase", bursts, lead_samples=lead)
         table = np.array([turns(each.raw) for each in heard.values()])
-        variances = own_variances(table, np.array([phase_noise(each, drive) for each in heard.values()]))
+        noise = np.array([phase_noise(each, drive) for each in heard.values()])
+        sigma, low, high = (np.sqrt(np.maximum(each - noise, 0.0)) for each in own_variances(table))
         for place, (name, each) in enumerate(heard.items()):
-            sigma = math.sqrt(max(variances[place], 0.0))
-            curves[name].append((each.horizon_s, sigma))
+            curves[name].append((each.horizon_s, float(sigma[place])))
             if multiple == 1:
-                freedom = bench.options.phase_bursts - 1
-                noise = phase_noise(each, drive)
-                seen = max(variances[place], 0.0) + noise
-                low, high = (freedom * seen / chi2.ppf(q, freedom) - noise for q in (0.975, 0.025))
-                spread = Estimate(sigma, math.sqrt(max(low, 0.0)), math.sqrt(max(high, 0.0)), "rad")
+                spread = Estimate(float(sigma[place]), float(low[place]), float(high[place]), "rad")
                 first[name] = (spread, each.horizon_s, each.times_s - each.times_s[0], table[place])
     depths = _nulls(bench)
     results = []

@@ -11,7 +11,7 @@ from scipy.stats import t
 
 from calibration.bench import Bench, decibels
 from calibration.predict import CLIPPING_AT_9_DB, Mode, NodeBudget, predict_nmse_db, signal_power
-from calibration.result import Z95, Estimate, Finding, Result, Value
+from calibration.result import Estimate, Finding, Result, Value
 from calibration.tasks import known_symbols
 from radio.payload import Payload
 from radio.uplink import Aggregate
@@ -27,21 +27,23 @@ LEVELS, SWEEP_DB = 6, (-10.0, -20.0)
 def balance(bench: Bench) -> list[Result]:
     """Let all nodes send at once and compare how strong each arrives with what is expected of it.
 
-    The first bursts let the slow power control settle as in a run.
+    The first bursts let the slow power control settle as in a run. It goes on in the others, and each takes back what
+    noise made of the one before, so their spread says little of their mean; the noise of the pilots does.
     """
     bench.ready("balance")
     bench.admit("balance")  # what the steps before it took their time for has moved the links
-    rows = []
+    rows, variances = [], []
     for number in range(2 * LEVELS):
         aggregate = _decoded(bench, "balance", bench.names, bench.seed + 104729 + number, 1.0)
         if number >= LEVELS:
             rows.append(np.abs(aggregate.gains).mean(1))
+            variances.append(aggregate.verification.sigma_rad**2 / aggregate.verification.pilots)
     levels_db = 20 * np.log10(np.maximum(np.array(rows), 1e-6))
+    sigmas_db = 20 / math.log(10) * np.sqrt(np.sum(variances, axis=0)) / LEVELS
     results = []
     for place, name in enumerate(bench.names):
         series = levels_db[:, place]
-        mean, reach = float(series.mean()), float(t.ppf(0.975, LEVELS - 1) * series.std(ddof=1) / math.sqrt(LEVELS))
-        level = Estimate(mean, mean - reach, mean + reach, "db")
+        level = Estimate.normal(float(series.mean()), float(sigmas_db[place]), "db")
         finding = None
         if series.min() > BALANCE_DB or series.max() < -BALANCE_DB:  # every time: fading alone comes and goes
             text = f"{name}: arrives {level.value:+.2f} dB from what is expected, the limit is {BALANCE_DB} dB"
@@ -76,7 +78,7 @@ def sums(bench: Bench) -> list[Result]:
         error, formula, signal, predicted, bound = found.mean(0)
         clipping = CLIPPING_AT_9_DB[mode] if drive == 1.0 else 0.0
         ratios = error / signal, predicted, formula / signal + clipping, bound
-        rows.append((count, level_db, *(decibels(ratio) for ratio in ratios), *_interval(found[:, 0] / signal)))
+        rows.append((count, level_db, *(decibels(ratio) for ratio in ratios), *interval_db(found[:, 0] / signal)))
         if number == 0:
             whole, kept = seen, bench.kept["sum"]
     bench.kept["sum"] = kept  # the samples worth keeping are those of all nodes at full power
@@ -109,12 +111,10 @@ def sums(bench: Bench) -> list[Result]:
     return [Result("sum", "server", values, curves, finding)]
 
 
-def _interval(errors: np.ndarray) -> tuple[float, float]:
+def interval_db(errors: np.ndarray) -> tuple[float, float]:
     """Give the 95 % interval of a mean error in dB, from its spread over bursts."""
-    mean, half = (
-        float(errors.mean()),
-        Z95 * float(errors.std(ddof=1)) / math.sqrt(errors.size) if errors.size > 1 else 0.0,
-    )
+    mean = float(errors.mean())
+    half = float(t.ppf(0.975, errors.size - 1) * errors.std(ddof=1)) / math.sqrt(errors.size)
     return decibels(max(mean - half, 0.1 * mean)), decibels(mean + half)
 
 

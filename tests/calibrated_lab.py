@@ -1,6 +1,7 @@
 """A lab in this process as the steps of a calibration see it."""
 
 import json
+import math
 from typing import Any
 
 from calibration.bench import Bench, InProcess
@@ -8,7 +9,9 @@ from calibration.options import CalibrationOptions
 from calibration.result import Result
 from calibration.steps import choose, run_steps
 from calibration.tasks import Task
+from radio.base import RadioConfig
 from radio.ether import Ether
+from radio.links import THERMAL_DBM_PER_HZ
 from radio.loopback import LoopbackRadio
 from radio.nodelink import NodeLink
 from radio.ofdm import PROFILES
@@ -16,6 +19,7 @@ from radio.presets import preset
 from radio.safety import PROFILES as SAFETY
 from radio.safety import SafeRadio
 from radio.serverlink import ServerLink
+from radio.station import Station
 
 QUICK = {
     "integrity_s": 3,
@@ -77,3 +81,20 @@ def run(bench: Bench, steps: str = "", last: str = "") -> list[Result]:
 def findings(results: list[Result]) -> set[tuple[str, str]]:
     """Give what was found wrong: (radio, thing)."""
     return {(each.radio, each.finding.thing) for each in results if each.finding is not None}
+
+
+def of_one(station: Station, config: RadioConfig) -> dict[str, float]:
+    """Give the truth of what one radio measures by itself, by the name of the value."""
+    effects = station.effects
+    power = 10 ** ((THERMAL_DBM_PER_HZ + effects.noise_figure_db + config.rx_gain_db - effects.rx_fs_offset_dbm) / 10)
+    power *= config.rate_hz * (1 + 10 ** (effects.rx_image_dbc / 10))
+    power += 2.0 ** (1 - 2 * effects.adc_bits) * 4 / 12 if effects.adc_bits else 0.0
+    rapp = 1 + 10 ** (0.2 * (effects.tx_fs_dbm - effects.tx_saturation_dbm))
+    return {
+        "noise_dbfs": 10 * math.log10(power),
+        "dc_dbfs": effects.rx_dc_dbfs,
+        "leak_dbc": effects.tx_leak_dbc,
+        "image_dbc": effects.tx_image_dbc,
+        "rx_image_dbc": effects.rx_image_dbc,
+        "compression_db": 5 * math.log10(rapp),
+    }

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import parts
 import pytest
+from calibrated_lab import of_one
 from pluto_air import PlutoAir
 
 import radio
@@ -77,28 +78,12 @@ def measure(step: str, opened: radio.SafeRadio, config: radio.RadioConfig, seed:
     return LOCAL[step](opened, config, SHORT, seed, FAULTY)
 
 
-def truth(ether: Ether, config: radio.RadioConfig) -> dict[str, float]:
-    effects = ether._stations[FAULTY].effects
-    power = 10 ** ((-174 + effects.noise_figure_db + config.rx_gain_db) / 10) * config.rate_hz
-    power *= 1 + 10 ** (effects.rx_image_dbc / 10)
-    power += 2.0 ** (1 - 2 * effects.adc_bits) * 4 / 12 if effects.adc_bits else 0.0
-    rapp = 1 + 10 ** (0.2 * (effects.tx_fs_dbm - effects.tx_saturation_dbm))
-    return {
-        "noise_dbfs": 10 * math.log10(power),
-        "dc_dbfs": effects.rx_dc_dbfs,
-        "leak_dbc": effects.tx_leak_dbc,
-        "image_dbc": effects.tx_image_dbc,
-        "rx_image_dbc": effects.rx_image_dbc,
-        "compression_db": 5 * math.log10(rapp),
-    }
-
-
 def test_intervals_hold_the_truth_as_often_as_they_say():
     held: dict[str, list[bool]] = {}
     for name in PRESETS:
         for seed in range(6):
             with alone(name, seed) as (ether, opened, config):
-                true = truth(ether, config)
+                true = of_one(ether._stations[FAULTY], config)
                 for step in ("noise", "level"):
                     result = measure(step, opened, config, seed)
                     assert result.passed, (name, seed, result.finding)
@@ -180,7 +165,9 @@ def test_an_interferer_is_told_with_frequency_level_and_share(monkeypatch):
     monkeypatch.setattr(receiver, "WATCH_S", 1.0)
     with alone("ideal", interferer_dbm=-100.0, interferer_duty=0.2) as (ether, opened, config):
         result = measure("noise", opened, config)
-        assert result.number("noise_dbfs") == pytest.approx(truth(ether, config)["noise_dbfs"], abs=0.05)
+        assert result.number("noise_dbfs") == pytest.approx(
+            of_one(ether._stations[FAULTY], config)["noise_dbfs"], abs=0.05
+        )
     words = result.finding.text.split()
     assert float(words[words.index("at") + 1]) == pytest.approx(915.2, abs=0.01)
     assert float(words[words.index("dBFS") - 1]) == pytest.approx(-40.0, abs=1.0)
