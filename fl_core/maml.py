@@ -132,13 +132,14 @@ def local_update(
         alpha: inner rate.
         eta: outer rate.
         method: the meta-gradient's implementation.
-        derive: as in :func:`meta_gradient`.
+        derive: as in :func:`meta_gradient`; with plain autograd on a CPU, :mod:`fl_core.convolutional` does the
+            convolutional network's work.
 
     Returns:
         The update Delta (d,). The server subtracts it.
     """
 
-    written_out = derive is plain_grad and not model.dense and method != "hessian-free" and theta.device.type == "cpu"
+    written_out = derive is plain_grad and method != "hessian-free" and not gains_by_batching(model, theta.device)
 
     def gradient(at: Vector, step: int) -> Vector:
         if written_out:
