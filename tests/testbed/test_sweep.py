@@ -34,7 +34,7 @@ name = "air"
 scheme.mapping = "pair"
 [[cases]]
 name = "wild"
-model = {hidden = [8, 8, 8], activation = "relu"}
+model = {hidden = [32, 32, 32], activation = "relu"}
 learn = {alpha = 1, local_steps = 30, eta = 100}
 [grid]
 scheme.snr_db = [0, 20.0]
