@@ -143,3 +143,17 @@ def test_wrong_vectors_and_sizes_are_refused() -> None:
         model.logits(torch.zeros(523), torch.zeros(1, 1, 8, 8))
     with pytest.raises(ValueError, match="must be positive"):
         build(MLP, (1, 0, 8), 3)
+
+
+@pytest.mark.parametrize("name", models.ACTIVATIONS)
+def test_slopes_and_bends_are_the_derivatives_of_the_activations(name):
+    x = torch.linspace(-2, 2, 8, dtype=torch.float64)
+    a, errors = models.ACTIVATIONS[name](x), torch.full_like(x, 3.0)
+    torch.testing.assert_close(models.SLOPES[name](errors, a), 3 * vmap(grad(models.ACTIVATIONS[name]))(x))
+    bend = 3 * vmap(grad(grad(models.ACTIVATIONS[name])))(x)
+    torch.testing.assert_close(models.BENDS[name](errors, a) if name in models.BENDS else torch.zeros_like(x), bend)
+
+
+def test_a_relu_that_is_off_hands_back_nothing_whatever_comes():
+    errors, a = torch.tensor([torch.inf, torch.nan, 2.0, 3.0]), torch.tensor([0.0, 0.0, 0.0, 1.0])
+    assert models.SLOPES["relu"](errors, a).tolist() == [0.0, 0.0, 0.0, 3.0]
