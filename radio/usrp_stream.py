@@ -50,7 +50,7 @@ class Streams:
         self._stop = threading.Event()
         self._bursts: queue.Queue[tuple[IQ, int, int]] = queue.Queue()
         self._drops = self._handed = 0
-        self._ahead: float | None = None  # of the host's clock, in samples, as far as samples that came in tell
+        self._ahead = 0.0  # of the host's clock, in samples, as far as the device and samples that came in tell
         self._events: deque[StreamEvent] = deque()
         self._threads: list[threading.Thread] = []
 
@@ -74,8 +74,6 @@ class Streams:
 
     def ticks(self) -> int:
         """Give the device's time, or a moment earlier: the received samples tell it, and asking takes milliseconds."""
-        if self._ahead is None:
-            return int(self._usrp.get_time_now(0).to_ticks(self.rate_hz))
         return round(self._ahead + time.monotonic() * self.rate_hz)
 
     def _spec(self, index: int) -> Any:
@@ -83,6 +81,9 @@ class Streams:
         return self._types.TimeSpec.from_ticks(index, self.rate_hz)
 
     def _command_start(self) -> int:
+        # Asked at every start: the first samples may come late, while another call into libuhd holds the interpreter.
+        told = int(self._usrp.get_time_now(0).to_ticks(self.rate_hz))
+        self._ahead = told - time.monotonic() * self.rate_hz
         begin = self.ticks() + round(START_S * self.rate_hz)
         command = self._types.StreamCMD(self._types.StreamMode.start_cont)
         command.stream_now, command.time_spec = False, self._spec(begin)
@@ -117,7 +118,7 @@ class Streams:
             silent = 0
             index = int(metadata.time_spec.to_ticks(self.rate_hz)) if metadata.has_time_spec else expected
             ahead = index + count - time.monotonic() * self.rate_hz  # less by as much as these samples were late
-            self._ahead = ahead if self._ahead is None else max(ahead, self._ahead - DRIFT * count)
+            self._ahead = max(ahead, self._ahead - DRIFT * count)
             gap, skip = index - expected, min(max(expected - index, 0), count)  # rounding may repeat a sample
             events = (StreamEvent(cause, expected, gap),) if gap > 0 and cause == "overflow" else ()
             self._ring.append(buffer[0, skip:count].view(np.int16).reshape(-1, 2), index + skip, events)
