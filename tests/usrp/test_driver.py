@@ -51,6 +51,23 @@ def burst(count: int = 1000) -> np.ndarray:
     return np.full(count, 0.5 - 0.25j, np.complex64)
 
 
+def test_time_is_the_devices_own_though_samples_come_late(device, monkeypatch):
+    """As they do while another call into libuhd holds the interpreter; bursts were late by as much."""
+    receive = fake_uhd.RXStreamer.recv
+
+    def late(self, np_array, metadata, timeout=0.1):
+        due_s = ((self._tick or 0) + np_array.shape[1]) / device.rate + 0.2
+        time.sleep(max(0.0, due_s - device.now_s()))
+        return receive(self, np_array, metadata, timeout)
+
+    monkeypatch.setattr(fake_uhd.RXStreamer, "recv", late)
+    made = usrp.connect("serial=30F", None)
+    made.configure(CONFIG)
+    made.receive(1000)
+    assert made._streams.ticks() == pytest.approx(1e6 * device.now_s(), abs=50_000)
+    made.close()
+
+
 # --- finding and opening
 
 
