@@ -161,17 +161,19 @@ def future(bench, air, number: int) -> list[Result]:
     """
     read, write = os.pipe()
     if not os.fork():
-        draw = radio.clock.rng
-        radio.clock.rng = lambda seed, *keys: draw(seed, *keys, f"future {number}")
-        for station in air._stations.values():
-            station.noise_key ^= number << 20
-        spent = 2 * radio.clock.CHUNK * radio.clock.STEP_S  # what of the oscillators' paths may have been drawn already
-        bench.listen("", np.arange(0, math.ceil(spent / bench.slot_s), 5))
-        found = run(bench, ",".join(AFTER))
-        told = [] if any(each.finding for each in found) else [each.to_json() for each in found]
-        with os.fdopen(write, "w") as pipe:
-            json.dump(told, pipe)
-        os._exit(0)
+        try:
+            draw = radio.clock.rng
+            radio.clock.rng = lambda seed, *keys: draw(seed, *keys, f"future {number}")
+            for station in air._stations.values():
+                station.noise_key ^= number << 20
+            spent = 2 * radio.clock.CHUNK * radio.clock.STEP_S  # as far as paths may have been drawn already
+            bench.listen("", np.arange(0, math.ceil(spent / bench.slot_s), 5))
+            found = run(bench, ",".join(AFTER))
+            told = [] if any(each.finding for each in found) else [each.to_json() for each in found]
+            with os.fdopen(write, "w") as pipe:
+                json.dump(told, pipe)
+        finally:
+            os._exit(0)  # whatever went wrong, the copy must not go on as if it were the original, which finds no JSON
     os.close(write)
     with os.fdopen(read) as pipe:
         found = [Result.from_json(each, {}) for each in json.load(pipe)]
