@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from calibration.cells import ABSENT, Column, number
@@ -15,7 +16,7 @@ from radio.disk import write_whole
 if TYPE_CHECKING:
     from calibration.figures import Picture, Scene
 
-__all__ = ["SECTIONS", "Section", "write_report"]
+__all__ = ["SECTIONS", "Section", "draw", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def write_report(
     verdict: Mapping[str, Any],
     about: Mapping[str, Any],
     burst: Path | None = None,
+    drawn: Mapping[str, Sequence[Picture]] = MappingProxyType({}),
 ) -> Path:
     """Write the report: verdict first, then every step with its tables and figures.
 
@@ -123,6 +125,7 @@ def write_report(
             lab. What is missing or None is left out.
         about: facts of the calibration (when, which files and versions), written as they are.
         burst: recording of a burst of known values, for the waterfall.
+        drawn: the pictures of steps for which ``draw`` was called before.
 
     Returns:
         ``path``.
@@ -131,18 +134,27 @@ def write_report(
         RunError: the disk is full, or the folder cannot be written.
         RadioError: ``burst`` cannot be read.
     """
-    names = tuple(dict.fromkeys(r.radio for r in results if r.radio != "server"))
-    pictures = _pictures(results, names, burst)
+    names = _nodes(results)
+    pictures = {step: drawn[step] if step in drawn else draw(step, results, burst) for step in SECTIONS}
     count = iter(range(1, 1000))
     body = [_verdict(lab_name, results, names, verdict, about)]
-    body += [_section(step, [r for r in results if r.step == step], pictures.get(step, []), count) for step in SECTIONS]
+    body += [_section(step, [r for r in results if r.step == step], pictures[step], count) for step in SECTIONS]
     page = _page(f"Calibration of {lab_name}", "\n".join(body))
     write_whole(path, page.encode())
     return path
 
 
-def _pictures(results: Sequence[Result], names: tuple[str, ...], burst: Path | None) -> dict[str, list[Picture]]:
-    """Draw everything that was measured."""
+def draw(step: str, results: Sequence[Result], burst: Path | None = None) -> list[Picture]:
+    """Draw what a step measured.
+
+    Args:
+        step: its name.
+        results: of all steps that ran so far, in the order in which they ran.
+        burst: recording of a burst of known values, for the waterfall of the last step.
+
+    Raises:
+        RadioError: ``burst`` cannot be read.
+    """
     import matplotlib
 
     from calibration import figures, figures_link, figures_radio, figures_sum
@@ -160,15 +172,17 @@ def _pictures(results: Sequence[Result], names: tuple[str, ...], burst: Path | N
         "balance": (figures_link.balance,),
         "sum": (figures_sum.error, figures_sum.constellation, figures_sum.q_meter),
     }
-    scene = figures.Scene(names, _carrier_hz(results))
+    scene = figures.Scene(_nodes(results), _carrier_hz(results))
+    mine = [result for result in results if result.step == step]
     with matplotlib.rc_context(figures.STYLE):
-        drawn = {
-            step: [found for plot in several if (found := plot([r for r in results if r.step == step], scene))]
-            for step, several in plots.items()
-        }
-        if burst is not None:
-            drawn["sum"].append(figures_sum.waterfall(burst))
+        drawn = [found for plot in plots.get(step, ()) if (found := plot(mine, scene))]
+        if burst is not None and step == "sum":
+            drawn.append(figures_sum.waterfall(burst))
     return drawn
+
+
+def _nodes(results: Sequence[Result]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(result.radio for result in results if result.radio != "server"))
 
 
 def _carrier_hz(results: Sequence[Result]) -> float | None:

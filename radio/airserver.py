@@ -162,12 +162,12 @@ class EtherServer:
         if call == "capabilities":
             return asdict(ether.capabilities(name)), {}
         if call == "transmit":
-            sent = ether.transmit(name, arrays["samples"].astype(np.complex64), args["start"])
+            sent = ether.transmit(name, arrays["samples"].astype(np.complex64), args["start"], unmute=args["unmute"])
             return [sent.start, sent.count, sent.clipped, [list(astuple(event)) for event in sent.events]], {}
         if call == "receive":
             took = ether.receive(name, args["count"], args["start"])
             listed = [list(astuple(event)) for event in took.events]
             return [took.start, took.rate_hz, took.clipped, listed], {"samples": took.samples}
-        if call in ("now", "earliest", "unmute", "mute", "close"):
+        if call in ("now", "earliest", "mute", "close"):
             return getattr(ether, call)(name), {}
         raise LinkError(f"the simulated air knows no call {call!r}", "install the same release on both sides")

@@ -207,8 +207,10 @@ class Ether:
                 station.muted = False
                 station.tx_tunes += 1
 
-    def transmit(self, name: str, samples: Complex64[np.ndarray, " sample"], start: int | None = None) -> TxReport:
-        """Register a burst of a radio from TX index ``start`` (None: as early as possible).
+    def transmit(
+        self, name: str, samples: Complex64[np.ndarray, " sample"], start: int | None = None, *, unmute: bool = False
+    ) -> TxReport:
+        """Register a burst of a radio from TX index ``start`` (None: as early as possible); ``unmute`` it before.
 
         Raises:
             TooLate: ``start`` cannot be met any more.
@@ -217,6 +219,8 @@ class Ether:
             station = self._station(name)
             config = station.config
             assert config is not None
+            if unmute:
+                self.unmute(name)
             earliest = station.earliest()
             start = earliest if start is None else int(start)
             if start < earliest:

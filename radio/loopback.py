@@ -76,8 +76,8 @@ class LoopbackRadio:
     def transmit(self, samples: Samples, start: int | None = None) -> TxReport:
         """Send a finite burst from TX index ``start``; clips to full scale and counts it."""
         samples = checked(samples, self.name)
-        self._air.unmute(self.name)  # setting frequencies does not clear a power-down: say it
-        return self._air.transmit(self.name, samples, start)
+        # setting frequencies does not clear a power-down: say it
+        return self._air.transmit(self.name, samples, start, unmute=True)
 
     def receive(self, count: int, start: int | None = None) -> Capture:
         """Take ``count`` samples from RX index ``start``."""
@@ -191,13 +191,10 @@ class RemoteEther:
         """Give the first TX index that can still be met."""
         return int(self._ask("earliest", name=name)[0])
 
-    def unmute(self, name: str) -> None:
-        """Power the transmit LO up."""
-        self._ask("unmute", name=name)
-
-    def transmit(self, name: str, samples: Samples, start: int | None = None) -> TxReport:
+    def transmit(self, name: str, samples: Samples, start: int | None = None, *, unmute: bool = False) -> TxReport:
         """Register a burst; see ``Ether.transmit``."""
-        begin, count, clipped, events = self._ask("transmit", {"samples": samples}, name=name, start=index(start))[0]
+        told, _ = self._ask("transmit", {"samples": samples}, name=name, start=index(start), unmute=unmute)
+        begin, count, clipped, events = told
         return TxReport(begin, count, clipped, read_events(events))
 
     def receive(self, name: str, count: int, start: int | None = None) -> Capture:

@@ -23,6 +23,9 @@ _SPREAD = 8.0  # ratio of neighbouring time constants: the summed spectrum stays
 _TIMES_S = 0.003 * _SPREAD ** np.arange(6)
 _DRIFT_S = 300.0  # a warming crystal's drift changes over minutes
 _FIRST = 3  # states: phase, frequency, drift, then the parts of the flicker
+_STATES = _FIRST + _TIMES_S.size
+_PARTS = np.arange(_FIRST, _STATES)
+_SEEN = np.array([np.arange(_STATES) == 0, (np.arange(_STATES) == 1) | (np.arange(_STATES) >= _FIRST)], np.float64)
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,8 @@ class PhaseTracker:
         self._refused = 0
         self._reference = math.nan
         self._anchor = 0.0
-        self._mean = np.zeros(_FIRST + _TIMES_S.size)
-        self._covariance = np.zeros((self._mean.size, self._mean.size))
+        self._mean = np.zeros(_STATES)
+        self._covariance = np.zeros((_STATES, _STATES))
 
     @property
     def locked(self) -> bool:
@@ -116,17 +119,14 @@ class PhaseTracker:
         elapsed_s = (fix.reference - self._reference) / self.rate_hz
         if elapsed_s < 0:
             raise ValueError(f"a fix {-elapsed_s:.6f} s older than the last: give fixes in the order of their index")
-        step = self._transition(elapsed_s)
+        step, walked = self._propagation(elapsed_s)
         mean = step @ self._mean
-        covariance = step @ self._covariance @ step.T + self._noise(elapsed_s)
-        rows = np.zeros((2, mean.size))
-        rows[0, 0] = 1.0
-        rows[1, 1] = 1.0
-        rows[1, _FIRST:] = 1.0
-        noise = np.array([phase_variance, fix.cfo_sigma_hz**2])
+        covariance = step @ self._covariance @ step.T + walked
+        rows, noise = _SEEN, np.array([phase_variance, fix.cfo_sigma_hz**2])
         turn = math.remainder(fix.phase_rad - mean[0], 2 * math.pi)
         off = np.array([turn, fix.cfo_hz - rows[1] @ mean])
-        spread = np.diag(rows @ covariance @ rows.T) + noise
+        crossed = rows @ covariance
+        spread = (crossed * rows).sum(axis=1) + noise
         lost = spread[0] > 1.0  # rad^2: the turn is no longer known
         if (not lost and abs(off[0]) > self.gate_sigma * math.sqrt(spread[0])) or abs(
             off[1]
@@ -138,12 +138,12 @@ class PhaseTracker:
             self._start(fix, phase_variance)
             return True
         if lost:
-            rows, noise, off = rows[1:], noise[1:], off[1:]
-        gain = np.linalg.solve(rows @ covariance @ rows.T + np.diag(noise), rows @ covariance).T
-        keep = np.eye(mean.size) - gain @ rows
+            rows, noise, off, crossed = rows[1:], noise[1:], off[1:], crossed[1:]
+        gain = np.linalg.solve(crossed @ rows.T + np.diag(noise), crossed).T
+        keep = np.eye(_STATES) - gain @ rows
         mean = mean + gain @ off
         # Joseph's form stays symmetric and positive over millions of updates.
-        covariance = keep @ covariance @ keep.T + gain @ np.diag(noise) @ gain.T
+        covariance = keep @ covariance @ keep.T + (gain * noise) @ gain.T
         if lost:
             mean[0] += math.remainder(fix.phase_rad - mean[0], 2 * math.pi)
             covariance[0, :] = covariance[:, 0] = 0.0
@@ -181,7 +181,7 @@ class PhaseTracker:
         asked = np.asarray(index, dtype=np.float64)
         elapsed_s = ((asked - self._reference) / self.rate_hz).ravel()
         reach, decay = _moves(elapsed_s)
-        rows = np.empty((elapsed_s.size, self._mean.size))
+        rows = np.empty((elapsed_s.size, _STATES))
         rows[:, 0] = 1.0
         rows[:, 1] = 2 * np.pi * elapsed_s
         rows[:, 2] = np.pi * elapsed_s**2
@@ -228,8 +228,7 @@ class PhaseTracker:
         return tracker
 
     def _start(self, fix: BeaconFix, phase_variance: float) -> None:
-        size = self._mean.size
-        self._mean = np.zeros(size)
+        self._mean = np.zeros(_STATES)
         self._mean[:2] = fix.phase_rad, fix.cfo_hz
         self._covariance = np.diag([phase_variance, 0.0, self.drift_hz_s**2, *self._variance])
         # What is known is the sum of constant and flicker, so the constant carries minus the flicker's doubt.
@@ -240,29 +239,28 @@ class PhaseTracker:
         self._refused = 0
         self.epoch += 1
 
-    def _transition(self, elapsed_s: float) -> Float64[np.ndarray, "state state"]:
-        reach, decay = _moves(np.array([elapsed_s]))
-        step = np.eye(self._mean.size)
+    def _propagation(
+        self, elapsed_s: float
+    ) -> tuple[Float64[np.ndarray, "state state"], Float64[np.ndarray, "state state"]]:
+        """Give what the states become after a while, and the covariance of what comes by chance meanwhile."""
+        at = np.array([elapsed_s])
+        (reach,), (decay,) = _moves(at)
+        step, noise = np.eye(_STATES), np.zeros((_STATES, _STATES))
         step[0, 1] = 2 * np.pi * elapsed_s
         step[0, 2] = np.pi * elapsed_s**2
         step[1, 2] = elapsed_s
-        step[0, _FIRST:] = 2 * np.pi * reach[0]
-        step[range(_FIRST, step.shape[0]), range(_FIRST, step.shape[0])] = decay[0]
-        return step
-
-    def _noise(self, elapsed_s: float) -> Float64[np.ndarray, "state state"]:
-        at = np.array([elapsed_s])
-        reach, decay = _moves(at)
-        parts = range(_FIRST, self._mean.size)
-        noise = np.zeros((self._mean.size, self._mean.size))
+        step[0, _FIRST:] = 2 * np.pi * reach
+        step[_PARTS, _PARTS] = decay
         noise[0, 0] = float(_wander(at)[0] @ self._variance)
         # The drift walks slowly, so that no number of beacons makes it certain; its share in phase is nothing.
         walk = self.drift_hz_s**2 / _DRIFT_S * elapsed_s
-        noise[1:3, 1:3] = walk * np.array([[elapsed_s**2 / 3, elapsed_s / 2], [elapsed_s / 2, 1.0]])
+        noise[1, 1], noise[1, 2], noise[2, 1], noise[2, 2] = (
+            walk * elapsed_s**2 / 3, walk * elapsed_s / 2, walk * elapsed_s / 2, walk,
+        )  # fmt: skip
         # An integrated Ornstein-Uhlenbeck process and its end: covariance v*T*(1-exp(-t/T))^2.
-        noise[0, _FIRST:] = noise[_FIRST:, 0] = 2 * np.pi * self._variance * reach[0] * (1 - decay[0])
-        noise[parts, parts] = self._variance * (1 - decay[0] ** 2)
-        return noise
+        noise[0, _FIRST:] = noise[_FIRST:, 0] = 2 * np.pi * self._variance * reach * (1 - decay)
+        noise[_PARTS, _PARTS] = self._variance * (1 - decay**2)
+        return step, noise
 
 
 def _moves(

@@ -11,7 +11,7 @@ from radio import errors
 from radio.base import StreamEvent
 from radio.errors import ConfigError, LinkError, TestbedError, TooLate
 
-VERSION = 1  # of the protocol between an EtherServer and its clients
+VERSION = 2  # of the protocol between an EtherServer and its clients
 
 
 def pack(arrays: Mapping[str, np.ndarray]) -> tuple[list[list[Any]], bytes]:

@@ -25,6 +25,7 @@ from radio.errors import CalibrationError, ConfigError, Failed, Stale
 from radio.ofdm import PROFILES
 from radio.serverlink import ServerLink
 from radio.warm import warm_receiver
+from testbed.artist import Artist
 from testbed.bus import ServerBus
 from testbed.calibrated import node_key
 from testbed.config import Pair, load
@@ -104,27 +105,29 @@ def calibrate(order: Order, folder: CalibrationFolder, overrides: Sequence[str],
         TestbedError: the lab did not come up.
     """
     simulated = order.pair.lab.ether is not None
-    with folder.writing():
+    with folder.writing(), Artist() as artist:
         run = RunFolder(folder.path)
         more = [*overrides, *([HISTORY] if simulated else [])]
         with Launcher(order.pair, run, overrides=more, only=order.names) as launcher:
             if simulated:
                 launcher.start(server=False)
             live = load(folder.path, None, launcher.settings)
-            bench = asyncio.run(_calibrate(replace(order, pair=live), folder, launcher.alive, say))
+            bench = asyncio.run(_calibrate(replace(order, pair=live), folder, artist, launcher.alive, say))
         known = {name for _, name in bench.results}
         names = [entry.name for entry in order.pair.lab.nodes if entry.name in known]
         found = verdict(bench.results, names, bench.profile)
         folder.conclude(found)
         if found["passed"] and any(step == "sounding" for step, _ in bench.results):
             write_twin(folder)
-        _report(folder, order.pair, bench, found)
+        _report(folder, order.pair, bench, found, artist)
     if not found["passed"]:
         raise Findings(found["findings"])
     return found
 
 
-async def _calibrate(order: Order, folder: CalibrationFolder, alive: Callable[[], None], say: Say) -> Bench:
+async def _calibrate(
+    order: Order, folder: CalibrationFolder, artist: Artist, alive: Callable[[], None], say: Say
+) -> Bench:
     lab, experiment = order.pair.lab, order.pair.experiment
     run = RunFolder(folder.path)
     bus = ServerBus(lab, Path(lab.keys), warn=lambda code, text: say(f"{code}: {text}"))
@@ -177,6 +180,7 @@ async def _calibrate(order: Order, folder: CalibrationFolder, alive: Callable[[]
                 able = link.radio.capabilities
                 told = {**facts, **warmth(link.radio.temperature_c())}
                 record(folder.captures, step.name, kept.captures, link.settings(), able, kept.parts, told)
+            artist.draw(step.name, bench.results.values(), _burst(folder))
 
         await asyncio.to_thread(run_steps, bench, steps, keep)
         outcome = "finished"
@@ -236,7 +240,12 @@ def unfinished(folder: CalibrationFolder, names: Sequence[str]) -> str | None:
     return None
 
 
-def _report(folder: CalibrationFolder, pair: Pair, bench: Bench, found: Mapping[str, Any]) -> None:
+def _burst(folder: CalibrationFolder) -> Path | None:
+    """Find the newest recording of a sum."""
+    return max(folder.captures.glob("sum*.sigmf-meta"), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _report(folder: CalibrationFolder, pair: Pair, bench: Bench, found: Mapping[str, Any], artist: Artist) -> None:
     about = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "lab": pair.lab_source,
@@ -244,8 +253,15 @@ def _report(folder: CalibrationFolder, pair: Pair, bench: Bench, found: Mapping[
         "waveform": f"{bench.profile.name}, mode {bench.mode}",
         "folder": folder.path.name,
     }
-    burst = max(folder.captures.glob("sum*.sigmf-meta"), key=lambda path: path.stat().st_mtime, default=None)
-    write_report(folder.path / "report.html", pair.lab.name, list(bench.results.values()), found, about, burst)
+    write_report(
+        folder.path / "report.html",
+        pair.lab.name,
+        list(bench.results.values()),
+        found,
+        about,
+        _burst(folder),
+        artist.pictures(),
+    )
 
 
 class Stopwatch:

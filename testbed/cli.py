@@ -290,14 +290,16 @@ def ether(
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    warm(options, room.radio_names)
-    if in_time:  # all threads of this process share one interpreter, and whoever has it must not be made to wait
-        hurry(2)
     logging.getLogger(__name__).info("the simulated air listens on %s", air.address)
-    plutos.start()
-    for name in in_time:
-        logging.getLogger(__name__).info("the virtual Pluto of %s listens on %s", name, room.radio_uri(name))
-    announce_ready("ether")
+    if not in_time:  # calls wait in its queue while the loops are compiled
+        announce_ready("ether")
+    warm(options, room.radio_names)
+    if in_time:
+        hurry(2)  # all threads of this process share one interpreter, and whoever has it must not be made to wait
+        plutos.start()
+        for name in in_time:
+            logging.getLogger(__name__).info("the virtual Pluto of %s listens on %s", name, room.radio_uri(name))
+        announce_ready("ether")
     try:
         air.serve()
     finally:

@@ -17,6 +17,7 @@ from radio.errors import ConfigError, LinkError, ProtocolMismatch, RadioNotFound
 from radio.ether import Ether
 from radio.loopback import LoopbackRadio, RemoteEther
 from radio.presets import preset
+from radio.wire import VERSION
 
 CONFIG = radio.RadioConfig(1e6, 915e6, 915e6, 1e6, 70.0)
 OPTIONS = preset("pluto-stock", seed=8)
@@ -129,11 +130,12 @@ def test_versions_and_rubbish_are_refused(served):
 
         told = ask(json.dumps({"version": 99, "id": 1, "call": "hello", "args": {}}).encode(), b"")
         assert told["error"]["class"] == ProtocolMismatch.__name__
-        assert "99" in told["error"]["message"] and "1" in told["error"]["message"]
-        for rubbish in ((b"\xff",), (b"[]", b""), (b"{}", b""), (b'{"version": 1, "id": 3}', b"")):
+        assert "99" in told["error"]["message"] and str(VERSION) in told["error"]["message"]
+        bare = json.dumps({"version": VERSION, "id": 3}).encode()
+        for rubbish in ((b"\xff",), (b"[]", b""), (b"{}", b""), (bare, b"")):
             assert "error" in ask(*rubbish)
         table = {
-            "version": 1,
+            "version": VERSION,
             "id": 4,
             "call": "deposit",
             "args": {"key": "k", "name": "n"},
