@@ -76,7 +76,7 @@ class Kept:
     parts: tuple[Part, ...]
 
 
-@dataclass
+@dataclass(repr=False)  # asyncio writes out what its main task returns, to itself: 1.5 s for all the curves in here
 class Bench:
     """One calibration in progress.
 
