@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -117,6 +116,7 @@ class RemoteEther:
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 200)
+        self._socket.setsockopt(zmq.RCVTIMEO, int(1000 * timeout_s))
         self._socket.setsockopt(zmq.IDENTITY, uuid.uuid4().hex.encode())
         self._lock = threading.Lock()
         self._number = 0
@@ -148,15 +148,14 @@ class RemoteEther:
             table, blob = pack(arrays or {})
             header = {"version": VERSION, "id": self._number, "call": call, "args": args, "arrays": table}
             self._socket.send_multipart([json.dumps(header).encode(), blob])
-            deadline = time.monotonic() + self._timeout_s
             while True:
-                left_ms = int(1000 * (deadline - time.monotonic()))
-                if left_ms <= 0 or not self._socket.poll(left_ms, zmq.POLLIN):
+                try:
+                    head, body = self._socket.recv_multipart()
+                except zmq.Again:
                     raise LinkError(
                         f"no simulated air answered {call} at {self._address} within {self._timeout_s:g} s",
                         "start it with: testbed ether",
-                    )
-                head, body = self._socket.recv_multipart()
+                    ) from None
                 reply = json.loads(head)
                 if reply.get("id") == self._number:  # others are probes, or answers to calls given up
                     break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ def pack(arrays: Mapping[str, np.ndarray]) -> tuple[list[list[Any]], bytes]:
         if value.dtype.kind not in "biufc":
             raise ConfigError(f"array {name!r} is of type {value.dtype}, which does not travel", "send numbers")
     table = [[name, value.dtype.newbyteorder("<").str, list(value.shape)] for name, value in plain.items()]
-    return table, b"".join(value.astype(value.dtype.newbyteorder("<")).tobytes() for value in plain.values())
+    return table, b"".join(value.astype(value.dtype.newbyteorder("<"), copy=False).data for value in plain.values())
 
 
 def unpack(table: list[list[Any]], blob: bytes) -> dict[str, np.ndarray]:
@@ -31,7 +32,7 @@ def unpack(table: list[list[Any]], blob: bytes) -> dict[str, np.ndarray]:
         dtype = np.dtype(str(kind))
         if dtype.kind not in "biufc":
             raise ValueError(f"type {kind} does not travel")
-        count = int(np.prod([int(n) for n in shape], dtype=np.int64))
+        count = math.prod(map(int, shape))
         arrays[str(name)] = np.frombuffer(blob, dtype, count, at).reshape(shape).copy()
         at += count * dtype.itemsize
     return arrays
