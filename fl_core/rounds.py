@@ -364,7 +364,7 @@ def simulate_trials(
         chosen = [choose_clients(t.seed, number, len(t.clients), active) for t in trials]
         thetas = [state.theta for state in states]
         if batched:
-            size = chunk or default_chunk(model)
+            size = chunk or default_chunk(model, torch.device(device))
             updates = _updates(model, thetas, trials, chosen, data, local, number, device, size)
         else:
             updates = [

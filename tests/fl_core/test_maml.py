@@ -343,6 +343,31 @@ def test_default_chunks_bound_memory() -> None:
     large = build(ModelOptions(hidden=(1200,)), (1, 28, 28), 5)
     deep = build(ModelOptions(name="cnn"), (1, 28, 28), 5)
     assert maml.default_chunk(small) == 64 and maml.default_chunk(large) == 6 and maml.default_chunk(deep) == 6
+    assert maml.default_chunk(large, torch.device("cuda")) == 6 and maml.default_chunk(deep, torch.device("cuda")) == 26
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_convolutions_on_a_gpu_keep_all_bits(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN would round to ten bits; what the user has set for his own work is as it was afterwards."""
+    model, theta = start(CNN)
+    tasks = task(lead=(2, 1))
+    seen, convolve = set(), F.conv2d
+
+    def watched(*args: torch.Tensor, **named: int) -> torch.Tensor:
+        seen.add(torch.backends.cudnn.allow_tf32)
+        return convolve(*args, **named)
+
+    monkeypatch.setattr(F, "conv2d", watched)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    maml.local_updates(model, theta, tasks, 0.1, 0.1, "exact", 2)
+    maml.evaluate(model, theta, tasks.at((slice(None), 0)), 0.1)
+    one = tasks.at(0)
+    maml.local_update(model, theta, one, 0.1, 0.1, "hessian-free")
+    maml.meta_gradient(model, theta, *one.at(0), 0.1, "exact")
+    maml.fine_tune(model, theta, one.at(0).support, 0.1)
+    assert seen == {False}
+    assert torch.backends.cudnn.allow_tf32 is allowed
 
 
 # --- learning
