@@ -360,8 +360,8 @@ class _Decode:
     def _truth(self, attempt: int, here: list[str]) -> dict[str, np.ndarray] | None:
         """Ask the simulated air for the true sums; hardware has no witness."""
         witness = self.server.radio.witness
-        if witness is None or not here or (len(here) == 1 and len(self.names) > 1):
-            return None  # a sum of one would be that node's update
+        if witness is None or not here or (len(here) == 1 and len(self.plan.names) > 1):
+            return None  # a sum of one would be that node's update; others may have sent, and died before they said so
         return witness.collect(f"{self.plan.number}/{attempt}", tuple(here))
 
     def _checksum(self, aggregate: Aggregate, here: list[str]) -> float | None:

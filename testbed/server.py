@@ -12,7 +12,7 @@ from typing import Any
 
 from calibration import RadioKey
 from radio.base import Radio
-from radio.errors import LinkError, SamplesLost
+from radio.errors import CalibrationError, LinkError, SamplesLost
 from radio.ofdm import PROFILES
 from radio.serverlink import ServerLink
 from radio.uplink import Uplink
@@ -161,15 +161,26 @@ class Server:
             )
         for name in missing:
             self.warn("missing", f"node {name} did not join within {self.experiment.run.join_timeout_s:.0f} s")
-        await self._admit(restored)
+        await self._admit(restored, first=True)
 
-    async def _admit(self, restored: bool = False) -> None:
-        """Welcome the nodes that said Hello, and sound them."""
-        names, self.arrivals = sorted(set(self.arrivals)), []
-        if not names:
+    async def _admit(self, restored: bool = False, first: bool = False) -> None:
+        """Welcome the nodes that said Hello, and sound them.
+
+        A radio for which the calibration does not hold ends the run before its first round, and is refused later on.
+        """
+        names, self.arrivals, known = sorted(set(self.arrivals)), [], {}
+        for name in names:
+            try:
+                known[name] = self._known(name)
+            except CalibrationError as error:
+                if first:
+                    raise
+                self.warn(error.slug, f"node {name} is refused: {error}")
+                await self.bus.refuse(name, error.message)
+        if not known:
             return
         resume_round = self.first_round - 1 if restored or self.first_round else None
-        for name in names:
+        for name, adev in known.items():
             await self.send(
                 name,
                 Welcome(
@@ -181,10 +192,10 @@ class Server:
                     run_identity=self.folder.identity,
                     resume_round=resume_round if self.round == self.first_round else None,
                     restored=restored,
-                    adev=self._known(name),
+                    adev=adev,
                 ),
             )
-        welcomed = await self.gather(names, "ack", self.experiment.run.join_timeout_s)
+        welcomed = await self.gather(known, "ack", self.experiment.run.join_timeout_s)
         details = {name: e.message.detail for name, e in welcomed.items() if isinstance(e.message, Ack)}
         for detail in details.values():
             self.lead_samples = max(self.lead_samples, int(detail["lead_samples"]))

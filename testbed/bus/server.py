@@ -149,6 +149,12 @@ class ServerBus:
         frames = encode(message, arrays)
         return tuple([name for name in names if not await self._send(name, frames)])
 
+    async def refuse(self, name: str, reason: str) -> None:
+        """Turn one node away, which ends with the reason; it is not lost."""
+        peer = self._peers.pop(name, None)
+        if peer is not None:
+            await self._refuse(peer.route, "other", reason)
+
     async def dismiss(self, reason: str) -> None:
         """Let all nodes go; who leaves now is not lost."""
         self._dismissed = True

@@ -15,9 +15,11 @@ from testbed.artist import Artist
 
 #: Starts an artist and says which process it is; spawned processes import no main module that came by ``-c``.
 ALONE = """
+import signal
 import time
 from multiprocessing import active_children
 from testbed.artist import Artist
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started without
 with Artist() as artist:
     artist.draw("noise", [], None)
     artist.pictures()

@@ -1,6 +1,8 @@
 """Runs that use a calibration: what they take from it and what they refuse, with real processes where needed."""
 
+import asyncio
 import json
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -10,11 +12,12 @@ from calibration.record import CalibrationFolder, RadioKey
 from calibration.result import Estimate, Finding, Result
 from radio.errors import CalibrationError, Damaged, Failed, Foreign, RunError, Stale
 from radio.ofdm import PROFILES
+from testbed.bus import NodeBus
 from testbed.calibrated import Calibrated, node_key
 from testbed.config import load
 from testbed.front import prepare
-from testbed.launch import launch
-from testbed.messages import Hello
+from testbed.launch import Launcher, launch
+from testbed.messages import Hello, Refused
 from testbed.run import RunFolder, read_events
 
 NAMES = ["node-1", "node-2"]
@@ -142,3 +145,38 @@ def test_a_run_refuses_the_records_of_another_radio(tmp_path, monkeypatch):
     with pytest.raises(Foreign, match=expected) as caught:
         launch(setup, RunFolder.open(folder.path))
     assert caught.value.exit_code == 4
+
+
+@pytest.mark.timeout(300)
+def test_a_node_that_comes_back_with_another_radio_is_refused_and_the_run_goes_on(tmp_path, monkeypatch):
+    more = ["run.rounds=12", "run.evaluate_every=12"]
+    setup, folder = ready(tmp_path, monkeypatch, calibrate(tmp_path), *more)
+    place = RunFolder.open(folder.path)
+
+    def told(kind):
+        return [event for event in read_events(place.events_path) if event["kind"] == kind]
+
+    async def swap(lab):
+        bus = await NodeBus(lab, "node-2", place.keys).connect()
+        await bus.send(other_radio)
+        while not isinstance(answer := (await bus.receive()).message, Refused):
+            pass  # orders of the round that is under way
+        await bus.close()
+        return answer.reason
+
+    other_radio = Hello(
+        name="node-2", serial="104473", tier="P0", driver="loopback 1", rate_hz=2e6, turnaround_samples=0,
+        one_timeline=False,
+    )  # fmt: skip
+    with Launcher(setup, place) as launcher:
+        launcher.start()
+        while not told("round-finished"):
+            launcher.alive()
+            time.sleep(0.05)
+        reason = asyncio.run(swap(load(place.path, None, launcher.settings).lab))
+        assert launcher.processes["server"].wait(120) == 0
+    assert "serial was 'loopback-node-2', is '104473'" in reason
+    (warning,) = [event for event in told("warning") if event["code"] == "calibration-foreign"]
+    assert "node-2 is refused" in warning["text"]
+    assert len(told("round-finished")) == 12 and told("run-finished")[-1]["outcome"] == "finished"
+    assert {loss["node"] for event in told("round-finished") for loss in event["losses"]} == {"node-2"}
