@@ -46,7 +46,7 @@ def _exactly(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **named: P.kwargs) -> R:
-        if not torch.cuda.is_available():
+        if not any(isinstance(value, Tensor) and value.device.type != "cpu" for value in (*args, *named.values())):
             return function(*args, **named)
         before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
         try:

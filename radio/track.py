@@ -254,9 +254,7 @@ class PhaseTracker:
         noise[0, 0] = float(_wander(at)[0] @ self._variance)
         # The drift walks slowly, so that no number of beacons makes it certain; its share in phase is nothing.
         walk = self.drift_hz_s**2 / _DRIFT_S * elapsed_s
-        noise[1, 1], noise[1, 2], noise[2, 1], noise[2, 2] = (
-            walk * elapsed_s**2 / 3, walk * elapsed_s / 2, walk * elapsed_s / 2, walk,
-        )  # fmt: skip
+        noise[1:3, 1:3] = [[walk * elapsed_s**2 / 3, walk * elapsed_s / 2], [walk * elapsed_s / 2, walk]]
         # An integrated Ornstein-Uhlenbeck process and its end: covariance v*T*(1-exp(-t/T))^2.
         noise[0, _FIRST:] = noise[_FIRST:, 0] = 2 * np.pi * self._variance * reach * (1 - decay)
         noise[_PARTS, _PARTS] = self._variance * (1 - decay**2)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.func import grad
 
 from fl_core import convolutional, data, maml
-from fl_core.data import Batch, Task
+from fl_core.data import Batch, Task, moved
 from fl_core.models import Model, build
 from fl_core.options import DataOptions, LearnOptions, ModelOptions
 from fl_core.seeds import generator
@@ -350,7 +350,7 @@ def test_default_chunks_bound_memory() -> None:
 def test_convolutions_on_a_gpu_keep_all_bits(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """cuDNN would round to ten bits; what the user has set for his own work is as it was afterwards."""
     model, theta = start(CNN)
-    tasks = task(lead=(2, 1))
+    theta, tasks = theta.to("meta"), moved(task(lead=(2, 1)), "meta")  # a device of shapes alone, for want of a GPU
     seen, convolve = set(), F.conv2d
 
     def watched(*args: torch.Tensor, **named: int) -> torch.Tensor:
@@ -358,15 +358,17 @@ def test_convolutions_on_a_gpu_keep_all_bits(allowed: bool, monkeypatch: pytest.
         return convolve(*args, **named)
 
     monkeypatch.setattr(F, "conv2d", watched)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     maml.local_updates(model, theta, tasks, 0.1, 0.1, "exact", 2)
-    maml.evaluate(model, theta, tasks.at((slice(None), 0)), 0.1)
+    with pytest.raises(RuntimeError, match="meta"):  # when all is computed, it asks for a number
+        maml.evaluate(model, theta, tasks.at((slice(None), 0)), 0.1)
     one = tasks.at(0)
     maml.local_update(model, theta, one, 0.1, 0.1, "hessian-free")
     maml.meta_gradient(model, theta, *one.at(0), 0.1, "exact")
     maml.fine_tune(model, theta, one.at(0).support, 0.1)
     assert seen == {False}
+    maml.local_updates(model, start(CNN)[1], task(lead=(2, 1)), 0.1, 0.1, "exact", 2)
+    assert seen == {False, allowed}, "a CPU's threads would change it at the same time"
     assert torch.backends.cudnn.allow_tf32 is allowed
 
 
