@@ -155,9 +155,9 @@ AVERAGED = {
 
 
 def future(bench, air, number: int) -> list[Result]:
-    """Run the steps after the sounding in a copy of this process whose noise is drawn anew; none if one finds anything.
+    """Run the steps after the sounding in a copy of this process with noise and known values drawn anew.
 
-    What is fixed goes on as it is: links, loops, the codes that are sent.
+    What is fixed goes on as it is: links and loops. None if a step finds anything.
     """
     read, write = os.pipe()
     if not os.fork():
@@ -166,6 +166,7 @@ def future(bench, air, number: int) -> list[Result]:
             radio.clock.rng = lambda seed, *keys: draw(seed, *keys, f"future {number}")
             for station in air._stations.values():
                 station.noise_key ^= number << 20
+            bench.seed += number << 20
             spent = 2 * radio.clock.CHUNK * radio.clock.STEP_S  # as far as paths may have been drawn already
             bench.listen("", np.arange(0, math.ceil(spent / bench.slot_s), 5))
             found = run(bench, ",".join(AFTER))
