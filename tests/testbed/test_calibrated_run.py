@@ -149,7 +149,7 @@ def test_a_run_refuses_the_records_of_another_radio(tmp_path, monkeypatch):
 
 @pytest.mark.timeout(300)
 def test_a_node_that_comes_back_with_another_radio_is_refused_and_the_run_goes_on(tmp_path, monkeypatch):
-    more = ["run.rounds=12", "run.evaluate_every=12"]
+    more = ["run.rounds=80", "run.evaluate_every=80"]  # of 60 ms each: the run must not be over before the swap
     setup, folder = ready(tmp_path, monkeypatch, calibrate(tmp_path), *more)
     place = RunFolder.open(folder.path)
 
@@ -178,5 +178,5 @@ def test_a_node_that_comes_back_with_another_radio_is_refused_and_the_run_goes_o
     assert "serial was 'loopback-node-2', is '104473'" in reason
     (warning,) = [event for event in told("warning") if event["code"] == "calibration-foreign"]
     assert "node-2 is refused" in warning["text"]
-    assert len(told("round-finished")) == 12 and told("run-finished")[-1]["outcome"] == "finished"
+    assert len(told("round-finished")) == 80 and told("run-finished")[-1]["outcome"] == "finished"
     assert {loss["node"] for event in told("round-finished") for loss in event["losses"]} == {"node-2"}
