@@ -139,13 +139,14 @@ class _Radio:
 
     def effects(self, top_dbm: float, profile: Profile) -> dict[str, Any]:
         """Give what is wrong with the radio, as fields of ``RadioEffects``."""
-        told, level, key = self._record("inventory").result.values, self.values("level"), self.key
+        inventory, level, key = self._record("inventory").result, self.values("level"), self.key
+        told = inventory.values
         found: dict[str, Any] = {
             "serial": told["serial"],
             "tier": told["tier"],
             "max_rate_hz": told["max_rate_hz"],
             "block_samples": told["block_samples"],
-            "turnaround_s": float(told["turnaround_samples"]) / profile.rate_hz,  # type: ignore[arg-type]
+            "turnaround_s": inventory.number("turnaround_samples") / profile.rate_hz,
             "start_spread_s": 0.0 if told["shared_reference"] else 0.05,
             "lo_start_phase": True,
             "rx_fs_offset_dbm": top_dbm,

@@ -16,6 +16,7 @@ import sysconfig
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -291,7 +292,7 @@ def _keys(lab: Lab) -> list[Check]:
     wanted = [SERVER, READER]
     if lab.ether is not None:  # the nodes of a loopback lab live here; others keep their own secrets
         wanted += [entry.name for entry in lab.nodes]
-    lacking = [name for name in wanted if not _loads(lambda name=name: load_keys(folder, name))]  # type: ignore[misc]
+    lacking = [name for name in wanted if not _loads(partial(load_keys, folder, name))]
     if lacking:
         return [Check("keys", "red", f"no usable keys in {folder} for {', '.join(lacking)}", "run `testbed init`")]
     return [Check("keys", "green", f"{len(wanted)} key pairs in {folder}, private")]
