@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from radio.errors import RunError
 
-__all__ = ["disk_errors", "find_numbered", "numbered_folder", "write_whole"]
+__all__ = ["JsonLines", "disk_errors", "find_numbered", "numbered_folder", "write_whole"]
 
 
 @contextmanager
@@ -50,6 +52,45 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(folder)  # the rename itself must survive a power cut
         finally:
             os.close(folder)
+
+
+class JsonLines:
+    """A file of JSON documents, one per line, that only grows; each is written at once and whole.
+
+    Half a line, left by a process that was killed while writing it, is closed before the next one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: int | None = None
+
+    def append(self, content: Mapping[str, Any]) -> bytes:
+        """Write one line, and give it back with its line break.
+
+        Raises:
+            RunError: the disk is full; no line written before is lost, and no half line stays behind.
+        """
+        line = json.dumps(content, separators=(",", ":")).encode() + b"\n"
+        with disk_errors(self.path, "append a line"):
+            if self._file is None:
+                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            whole = os.fstat(self._file).st_size
+            if whole and os.pread(self._file, 1, whole - 1) != b"\n":
+                os.write(self._file, b"\n")
+            done = 0
+            try:
+                while done < len(line):
+                    done += os.write(self._file, line[done:])
+            except OSError:
+                os.ftruncate(self._file, whole)
+                raise
+        return line
+
+    def close(self) -> None:
+        """Close the file. Safe to call twice."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
 def numbered_folder(root: Path, what: str, files: Mapping[str, str]) -> Path:

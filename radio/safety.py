@@ -68,7 +68,7 @@ class Emission:
     conducted: bool
 
 
-Audit = Callable[[Emission], None]
+Audit = Callable[[Emission], object]
 
 
 def outside_db(samples: Samples, share: float) -> float:

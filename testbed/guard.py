@@ -29,10 +29,10 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 import radio
-from radio.disk import disk_errors
+from radio.disk import JsonLines
 from radio.errors import LinkError, RadioRefused, TestbedError
 from radio.loopback import RemoteEther
-from radio.safety import Audit, Emission, SafeRadio, SafetyProfile
+from radio.safety import Audit, SafeRadio, SafetyProfile
 from radio.wire import make_error
 
 __all__ = ["ALLOWANCE_S", "BEAT_S", "Guard", "main", "open_guarded"]
@@ -132,8 +132,9 @@ def open_guarded(
         threadpool_limits(1, "blas")
     try:
         ether = None if air is None else RemoteEther(air)
-        written = audit or _emissions(folder / "emissions.jsonl")
-        opened = radio.open(uri, safety, ether=ether, audit=written, apart=getattr(driver, "REAL_TIME", False))
+        written = JsonLines(folder / "emissions.jsonl")
+        audit = audit or (lambda record: written.append(asdict(record)))
+        opened = radio.open(uri, safety, ether=ether, audit=audit, apart=getattr(driver, "REAL_TIME", False))
     except BaseException:
         if guard is not None:
             guard.dismiss()
@@ -143,18 +144,6 @@ def open_guarded(
         if opened.holder is not None:
             guard.hold(opened.holder)
     return opened
-
-
-def _emissions(path: Path) -> Audit:
-    def write(record: Emission) -> None:
-        _append(path, asdict(record))
-
-    return write
-
-
-def _append(path: Path, content: dict[str, Any]) -> None:
-    with disk_errors(path, "write"), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(content) + "\n")
 
 
 @contextlib.contextmanager
@@ -232,9 +221,11 @@ def main(uri: str, folder: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a service manager signals the whole group; the daemon says when to go
 
+    journal = JsonLines(Path(folder) / "guard.jsonl")
+
     def note(state: str, **more: Any) -> None:
         stamp = datetime.now(UTC).isoformat()
-        _append(Path(folder) / "guard.jsonl", {"time": stamp, "radio": uri, "state": state, **more})
+        journal.append({"time": stamp, "radio": uri, "state": state, **more})
 
     def tell(answer: dict[str, Any]) -> None:
         sys.stdout.write(json.dumps(answer) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,6 +15,7 @@ import numpy as np
 from calibration.tasks import Task, carry_out
 from radio.base import Radio
 from radio.cycle import sounding_samples
+from radio.disk import JsonLines
 from radio.errors import CalibrationError, LinkError, NotTrusted, ProtocolMismatch, RadioError, TooLate
 from radio.nodelink import Csi as LinkCsi
 from radio.nodelink import NodeLink
@@ -114,7 +114,7 @@ class Node:
         self.bus = NodeBus(lab, name, keys)
         self.entry = lab.node(name)
         folder.mkdir(parents=True, exist_ok=True)
-        self._journal = (folder / "journal.jsonl").open("a", encoding="utf-8")
+        self._journal = JsonLines(folder / "journal.jsonl")
         self.radio: Radio = open_guarded(
             lab.radio_uri(name),
             lab.safety,
@@ -130,8 +130,7 @@ class Node:
         self.round = 0
 
     def _note(self, kind: str, content: Any) -> None:
-        self._journal.write(json.dumps({"kind": kind, "round": self.round, "content": content}) + "\n")
-        self._journal.flush()
+        self._journal.append({"kind": kind, "round": self.round, "content": content})
 
     def _go(self, event: str) -> None:
         new = ANYWHERE.get(event) or TRANSITIONS.get((self.state, event))
@@ -219,7 +218,10 @@ class Node:
             answer = Nack(of=message.kind, reason=error.message, late_samples=late)
         if answer is not None:
             reply, extra = answer if isinstance(answer, tuple) else (answer, None)
-            await self.bus.send(reply.model_copy(update={"round": message.round, "run": message.run}), extra)
+            try:
+                await self.bus.send(reply.model_copy(update={"round": message.round, "run": message.run}), extra)
+            except LinkError as error:  # the server died meanwhile: its silence mutes this node, and it may come back
+                log.warning("%s", error)
         return True
 
     def _handled(self, handler: Handler, message: Message, arrays: dict[str, np.ndarray]) -> Answer:

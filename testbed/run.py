@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from radio.disk import disk_errors, find_numbered, numbered_folder, write_whole
+from radio.disk import JsonLines, find_numbered, numbered_folder, write_whole
 from radio.errors import RunError
 from testbed.checkpoint import Checkpoint, checkpoint_rounds, load_checkpoint, save_checkpoint
 from testbed.config import Pair, load
@@ -53,7 +52,7 @@ class RunFolder:
         self.path = path.absolute()
         self.name = path.name
         self._publish: Callable[[bytes], None] | None = None
-        self._events: int | None = None
+        self._events = JsonLines(self.events_path)
 
     @classmethod
     def create(cls, root: Path, pair: Pair) -> Self:
@@ -141,27 +140,10 @@ class RunFolder:
             raise ValueError(f"unknown event kind {kind!r}; use one of {', '.join(sorted(EVENT_KINDS))}")
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         event = {"kind": kind, "time": stamp, "run": self.name, **_finite(fields)}
-        line = json.dumps(event, allow_nan=False, separators=(",", ":")).encode() + b"\n"
-        with disk_errors(self.events_path, "append an event"):
-            self._append(line)
+        line = self._events.append(event)
         if self._publish is not None:
             self._publish(line)
         return event
-
-    def _append(self, line: bytes) -> None:
-        if self._events is None:
-            self._events = os.open(self.events_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            size = os.fstat(self._events).st_size
-            if size and os.pread(self._events, 1, size - 1) != b"\n":
-                line = b"\n" + line  # close the half line of a process that was killed while writing it
-        whole = os.fstat(self._events).st_size
-        done = 0
-        try:
-            while done < len(line):
-                done += os.write(self._events, line[done:])
-        except OSError:
-            os.ftruncate(self._events, whole)
-            raise
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write the server's checkpoint; the last two are kept. See ``save_checkpoint``."""
@@ -173,9 +155,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the event file. Safe to call twice."""
-        if self._events is not None:
-            os.close(self._events)
-            self._events = None
+        self._events.close()
 
 
 def _finite(value: Any) -> Any:

@@ -106,10 +106,10 @@ class NodeBus:
         """Send to the server.
 
         Raises:
-            LinkError: there has been no connection for ``heartbeat.allowance_s``.
+            LinkError: there is no connection, and the server has been silent for ``heartbeat.allowance_s``.
         """
         try:
-            async with asyncio.timeout(self._patience.allowance_s):
+            async with asyncio.timeout(max(self._patience.allowance_s - self.silence_s, 0.0)):
                 await self._dealer.send_multipart(encode(message, arrays))
         except TimeoutError as error:
             raise LinkError(

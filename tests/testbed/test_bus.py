@@ -309,6 +309,21 @@ def test_a_vanished_server_mutes_first_and_ends_later(keys: Path) -> None:
     asyncio.run(main())
 
 
+def test_an_answer_to_a_vanished_server_is_given_up_when_its_silence_is_long_enough(keys: Path) -> None:
+    async def main() -> None:
+        room = Room(keys)
+        await room.start()
+        async with room.node("node-1") as bus:
+            await room.server.close()
+            await asyncio.sleep(0.3)
+            with pytest.raises(LinkError, match="ack not sent, no connection"):
+                await bus.send(Ack(of="train"))
+            assert 0.5 < bus.silence_s < 1.0
+            assert isinstance(await bus.receive(0.5), Lost)
+
+    asyncio.run(main())
+
+
 def test_a_host_that_is_not_ours_is_a_config_error(keys: Path) -> None:
     lab = load_lab(None, ["lab.server.host=192.0.2.1"])
     with pytest.raises(ConfigError, match=r"192\.0\.2\.1"):
