@@ -78,7 +78,7 @@ def sums(bench: Bench) -> list[Result]:
         error, formula, signal, predicted, bound = found.mean(0)
         clipping = CLIPPING_AT_9_DB[mode] if drive == 1.0 else 0.0
         ratios = error / signal, predicted, formula / signal + clipping, bound
-        rows.append((count, level_db, *(decibels(ratio) for ratio in ratios), *interval_db(found[:, 0] / signal)))
+        rows.append((count, level_db, *(decibels(ratio) for ratio in ratios), *interval_db(found[:, 0], found[:, 2])))
         if number == 0:
             whole, kept = seen, bench.kept["sum"]
     bench.kept["sum"] = kept  # the samples worth keeping are those of all nodes at full power
@@ -111,11 +111,16 @@ def sums(bench: Bench) -> list[Result]:
     return [Result("sum", "server", values, curves, finding)]
 
 
-def interval_db(errors: np.ndarray) -> tuple[float, float]:
-    """Give the 95 % interval of a mean error in dB, from its spread over bursts."""
-    mean = float(errors.mean())
-    half = float(t.ppf(0.975, errors.size - 1) * errors.std(ddof=1)) / math.sqrt(errors.size)
-    return decibels(max(mean - half, 0.1 * mean)), decibels(mean + half)
+def interval_db(errors: np.ndarray, signals: np.ndarray) -> tuple[float, float]:
+    """Give the 95 % interval in dB of the mean error of bursts over their mean power, from its spread over bursts.
+
+    Other values would have other powers, too: what counts is how far each error is from the same ratio to its power
+    (ratio estimator, Cochran 1977, Sampling Techniques, eq. 6.13).
+    """
+    ratio = float(errors.mean() / signals.mean())
+    spread = (errors - ratio * signals).std(ddof=1) / signals.mean()
+    half = float(t.ppf(0.975, errors.size - 1) * spread) / math.sqrt(errors.size)
+    return decibels(max(ratio - half, 0.1 * ratio)), decibels(ratio + half)
 
 
 def _budgets(bench: Bench, names: Sequence[str]) -> list[NodeBudget]:
