@@ -16,6 +16,7 @@ from jaxtyping import Complex64, Complex128, Float64
 from scipy.stats import t
 
 from calibration.result import Estimate
+from calibration.slow import without_slow
 from radio.errors import LinkError
 from radio.ofdm import Profile
 from radio.sync import estimate_link
@@ -40,7 +41,7 @@ class Channel:
         ls_sigma: standard deviation of each (complex: of the magnitude of the error).
         mmse: the same smoothed by the prior, as the nodes use it.
         mmse_sigma: its expected rms error over the bins, from noise alone.
-        gain_db: rms gain over the bins.
+        gain_db: rms gain over bins and soundings.
         snr_db: per resource element, at the drive of the soundings.
         delay_samples: delay of the strongest path, the maximum of ``|sum_k h_k exp(2 pi i k t / N)|`` within half a
             prefix. With echoes closer than the resolution this is the delay of their sum.
@@ -97,9 +98,9 @@ def estimate_channel(
 ) -> Channel:
     """Estimate a link from soundings made within its coherence time.
 
-    Intervals come from leaving out one sounding at a time (delete-one jackknife; B. Efron and R. Tibshirani, "An
-    Introduction to the Bootstrap", 1993, chapter 11), so they hold for whatever varies from one to the next: noise,
-    timing, levels.
+    Intervals of SNR and delay come from leaving out one sounding at a time (delete-one jackknife; B. Efron and R.
+    Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 11), so they hold for whatever varies from one to the
+    next: noise, timing, levels.
 
     Args:
         grids: received soundings, at least four.
@@ -131,9 +132,9 @@ def estimate_channel(
     )
     spread = np.sqrt((count - 1) / count * np.sum((left_out - left_out.mean(axis=0)) ** 2, axis=0))
     reach = float(t.ppf(0.975, count - 1)) * spread
-    gain_db, snr_db, delay = (
+    snr_db, delay = (
         Estimate(float(value), float(value - r), float(value + r), unit)
-        for value, r, unit in zip(whole, reach, ("db", "db", "samples"), strict=True)
+        for value, r, unit in zip(whole, reach, ("db", "samples"), strict=True)
     )
     mean = raw.mean(axis=0)
     smooth = estimate_link(
@@ -147,7 +148,7 @@ def estimate_channel(
         ls_sigma=np.full(bins, np.sqrt(scatter / count)),
         mmse=smooth.gain,
         mmse_sigma=smooth.sigma_gain * float(np.sqrt(power)),
-        gain_db=gain_db,
+        gain_db=_mean_gain(raw, noise / symbols / drive**2),
         snr_db=snr_db,
         delay_samples=delay,
         pdp_s=pdp_s,
@@ -160,8 +161,8 @@ def estimate_channel(
 
 def _told(
     raw: Raw, noise: Float64[np.ndarray, " repeat"], symbols: int, drive: float, profile: Profile
-) -> tuple[float, float, float]:
-    """Give rms gain in dB, SNR in dB and delay in samples of aligned soundings."""
+) -> tuple[float, float]:
+    """Give SNR in dB and delay in samples of aligned soundings."""
     mean = raw.mean(axis=0)
     level = float(np.mean(noise))
     error = level / symbols / drive**2 / len(raw)
@@ -169,7 +170,21 @@ def _told(
     ones = np.ones((1, mean.size), np.complex64)
     link = estimate_link(mean[None].astype(np.complex64), ones, error, profile, "ls")
     snr_db = 10 * np.log10(power * drive**2 / max(level, 1e-10 * power * drive**2))
-    return float(10 * np.log10(power)), float(snr_db), link.delay_samples
+    return float(snr_db), link.delay_samples
+
+
+def _mean_gain(raw: Raw, error: Float64[np.ndarray, " repeat"]) -> Estimate:
+    """Give the rms gain in dB over bins and soundings, and how well these soundings tell it.
+
+    What a link does slowly meanwhile is part of that mean and no doubt of it.
+    """
+    powers = np.mean(np.abs(raw) ** 2, axis=1) - error
+    mean = max(float(powers.mean()), 0.1 * float(error.mean()))
+    off, freedom = without_slow(powers)
+    spread = float(np.sqrt(np.sum(off**2) / freedom / powers.size)) / mean
+    reach_db = 10 / np.log(10) * float(t.ppf(0.975, freedom)) * spread
+    value = float(10 * np.log10(mean))
+    return Estimate(value, value - reach_db, value + reach_db, "db")
 
 
 def delay_profile(

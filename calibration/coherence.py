@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Complex64, Float64
-from numpy.polynomial.legendre import legvander
 from scipy.stats import chi2
 
 from calibration.bench import Bench, Heard, decibels
 from calibration.predict import COHERENT_LIMIT_RAD
 from calibration.result import Estimate, Finding, Result, Value
+from calibration.slow import without_slow
 from radio.ofdm import split
 from radio.sync import noise_of
 
 #: Horizons measured, as multiples of the lab's own; none beyond ``LONGEST_S``.
 MULTIPLES = (1.0, 2.0, 4.0)
 LONGEST_S = 0.2
-#: Degree of the curve that a link's own movement may draw over the bursts of one horizon.
-SLOW = 2
 #: Bursts of each pair that should cancel.
 NULLS = 3
 
@@ -37,8 +35,7 @@ def own_variances(
     table: Float64[np.ndarray, "node cycle"],
 ) -> tuple[Float64[np.ndarray, " node"], Float64[np.ndarray, " node"], Float64[np.ndarray, " node"]]:
     """Split the variance of each node's phase from what all share: the server's oscillator, which a common rotation of
-    the sum undoes. What moves slowly, as a link does, is taken out as a curve of degree ``SLOW``: the loops of a run
-    follow it from burst to burst.
+    the sum undoes. What moves slowly, as a link does, is taken out: the loops of a run follow it from burst to burst.
 
     With the mean over N nodes taken out, node k shows ``(1 - 2/N) v_k + sum(v)/N^2``; this solves for v. Two nodes show
     the same thing twice: each gets half of it. One node alone has nothing left.
@@ -46,13 +43,10 @@ def own_variances(
     Returns:
         variances v; and the ends of their 95 % intervals, by the chi-squared distribution of what each node shows.
     """
-    nodes, cycles = table.shape
+    nodes = len(table)
     if nodes == 1:
         return np.zeros(1), np.zeros(1), np.zeros(1)
-    curves = np.linalg.qr(legvander(np.linspace(-1.0, 1.0, cycles), SLOW))[0]
-    off = table - table.mean(0)
-    off = off - off @ curves @ curves.T
-    freedom = cycles - SLOW - 1
+    off, freedom = without_slow(table - table.mean(0))
     seen = np.sum(off**2, axis=1) / freedom
     part = 1 - 2 / nodes if nodes > 2 else 0.5
     others = seen.sum() / nodes / (nodes - 1) if nodes > 2 else 0.0
