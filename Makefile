@@ -20,7 +20,8 @@ test: env-dev
 	$(BIN)/python -m pytest -m realtime
 
 test-uhd: env-uhd
-	TESTBED_UHD=1 .venv-uhd/bin/python -m pytest tests/usrp
+	TESTBED_UHD=1 .venv-uhd/bin/python -m pytest -m "not realtime" tests/usrp
+	TESTBED_UHD=1 .venv-uhd/bin/python -m pytest -m realtime tests/usrp
 
 system:
 	$(if $(filter 0,$(shell id -u)),,sudo )apt-get install -y --no-install-recommends $(PARTS)

@@ -21,14 +21,14 @@ NULLS = 3
 
 
 def turns(raw: Complex64[np.ndarray, "cycle bin"]) -> Float64[np.ndarray, " cycle"]:
-    """Give the phase of each repeat against their common shape, of mean near zero."""
+    """Give the phase of each repeat against their common shape, of mean near zero, unwrapped."""
     raw = raw.astype(np.complex128)
     shape = raw[0]
     for _ in range(2):
         angles = np.angle(raw @ np.conj(shape))
         shape = np.mean(raw * np.exp(-1j * angles)[:, None], axis=0)
     angles = np.angle(raw @ np.conj(shape))
-    return np.asarray(np.angle(np.exp(1j * (angles - np.angle(np.mean(np.exp(1j * angles)))))))
+    return np.unwrap(np.angle(np.exp(1j * (angles - np.angle(np.mean(np.exp(1j * angles)))))))
 
 
 def own_variances(
@@ -65,7 +65,7 @@ def phase(bench: Bench) -> list[Result]:
     bench.ready("phase")
     drive, profile = bench.uplink.full_drive, bench.profile
     curves: dict[str, list[tuple[float, float]]] = {name: [] for name in bench.names}
-    first: dict[str, tuple[Estimate, float, np.ndarray, np.ndarray]] = {}
+    first: dict[str, tuple[Estimate, float, float, np.ndarray, np.ndarray]] = {}
     middle = profile.burst_samples // 2
     for multiple in MULTIPLES:
         horizon_s = multiple * bench.burst_horizon_s
@@ -75,17 +75,20 @@ def phase(bench: Bench) -> list[Result]:
         bursts = bench.options.phase_bursts if multiple == 1 else max(bench.options.phase_bursts // 2, 4)
         heard = bench.sound("phase", bursts, lead_samples=lead)
         table = np.array([turns(each.raw) for each in heard.values()])
+        apart = table - table.mean(0)
+        moved = np.std(apart - without_slow(apart)[0], axis=1)
         noise = np.array([phase_noise(each, drive) for each in heard.values()])
         sigma, low, high = (np.sqrt(np.maximum(each - noise, 0.0)) for each in own_variances(table))
         for place, (name, each) in enumerate(heard.items()):
             curves[name].append((each.horizon_s, float(sigma[place])))
             if multiple == 1:
                 spread = Estimate(float(sigma[place]), float(low[place]), float(high[place]), "rad")
-                first[name] = (spread, each.horizon_s, each.times_s - each.times_s[0], table[place])
+                times_s = each.times_s - each.times_s[0]
+                first[name] = (spread, float(moved[place]), each.horizon_s, times_s, table[place])
     depths = _nulls(bench)
     results = []
     for name in bench.names:
-        spread, horizon_s, times_s, series = first[name]
+        spread, turned_rad, horizon_s, times_s, series = first[name]
         values: dict[str, Value] = {"sigma_rad": spread, "horizon_s": horizon_s}
         if name in depths:
             values["null_depth_db"] = depths[name]
@@ -96,6 +99,13 @@ def phase(bench: Bench) -> list[Result]:
                 f"{name}: its phase is off by {spread.value:.2f} rad rms {1e3 * horizon_s:.0f} ms after a beacon, the "
                 f"limit for coherent sums is {COHERENT_LIMIT_RAD} rad",
                 "use a lower carrier, a shared reference, a better crystal or a shorter turnaround",
+            )
+        elif turned_rad > COHERENT_LIMIT_RAD:
+            finding = Finding(
+                "phase",
+                f"{name}: its link turns by {turned_rad:.2f} rad rms within {times_s[-1]:.1f} s, the limit is "
+                f"{COHERENT_LIMIT_RAD} rad",
+                "move its antenna out of the fade by a quarter of a wavelength, or stop what moves; then measure again",
             )
         rows = np.array(curves[name])
         results.append(

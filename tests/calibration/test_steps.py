@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from calibrated_lab import build, findings, run
+from calibrated_lab import QUICK, build, findings, run
 
 from calibration.predict import NodeBudget, predict_nmse_db
 from calibration.result import Estimate
@@ -102,6 +102,15 @@ def test_a_link_in_a_deep_fade_is_weak_and_has_no_loose_cable():
     """At 4 dB noise alone takes single beacons of node-2 far below their neighbours."""
     bench, _ = build("pluto-shared-clock", 8, seed=8, snr_db=20.0)
     assert findings(run(bench, "lock")) == {("node-2", "weak")}
+
+
+def test_a_link_that_turns_is_named_as_such_and_is_no_phase_error_of_its_node():
+    links = {"node-2": {"snr_db": 30.0, "taps": ((0.0, 1.0, 0.0),), "scattered": 0.98, "doppler_hz": 1.0}}
+    bench, _ = build("ideal", 3, {**QUICK, "phase_bursts": 12}, snr_db=30.0, seed=4, links=links)
+    found = {result.radio: result for result in run(bench, "phase")}
+    assert findings(list(found.values())) == {("node-2", "phase")}
+    assert "its link turns by" in found["node-2"].finding.text
+    assert found["node-2"].number("sigma_rad") < 0.03
 
 
 def test_sums_begin_with_links_as_they_are_now():
