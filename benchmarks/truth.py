@@ -128,7 +128,8 @@ def true_beacons(air, bench, name: str) -> float:
     server, node = air._stations["server"], air._stations[name]
     lines = np.abs(waveform(profile).spectrum) ** 2
     offsets_hz = np.fft.fftfreq(profile.ltf, 1 / profile.rate_hz)
-    delays_s = link.path_delay_s[:, None] - np.linspace(0, link.path_delay_s.max(), 101)
+    # In a fade the delay that fits best lies outside of all paths.
+    delays_s = link.path_delay_s[:, None] - np.linspace(-2, 3, 501) * link.path_delay_s.max()
     summed = np.exp(-2j * math.pi * offsets_hz[:, None, None] * delays_s).T @ lines / lines.sum()
     slots = bench.link.last_slot - np.arange(LOCK_BEACONS)
     starts = bench.link.origin + slots[::-1] * profile.slot_samples

@@ -16,7 +16,7 @@ from scipy.stats import chi2, t
 
 from calibration.allan import flicker_fm
 from calibration.oscillator import Stability, TimeError
-from calibration.result import Estimate
+from calibration.result import Z95, Estimate
 from radio.errors import CalibrationError
 
 #: How fast the surroundings of a link in a quiet room turn its phase (Hz, rms): it cannot be told from a frequency.
@@ -34,7 +34,8 @@ class WarmUp:
         warm_ppm: amplitude of the warm-up at the first instant; None where none is significant.
         warm_s: its time constant; None with it.
         ppm: the frequency without the warm-up, at the first instant.
-        misfit: root of chi-square per degree of freedom; where it exceeds 1 the intervals are widened by it.
+        misfit: root of chi-square per degree of freedom; where chance does not explain it the intervals are
+            widened by it.
     """
 
     drift_ppb_per_s: Estimate
@@ -147,7 +148,8 @@ def warm_up(
     parts = np.linalg.lstsq(design, seen, rcond=None)[0]
     left, degrees = float(np.sum((seen - design @ parts) ** 2)), since.size - columns.shape[1]
     misfit = float(np.sqrt(left / degrees))
-    wide = max(misfit, 1.0) * float(t.ppf(0.975, degrees))
+    chance = left <= chi2.ppf(0.975, degrees)
+    wide = Z95 if chance else misfit * float(t.ppf(0.975, degrees))
     reach = wide * np.sqrt(np.diag(np.linalg.inv(design.T @ design)))
 
     def estimate(place: int, value: float, scale: float, unit: str) -> Estimate:
