@@ -75,7 +75,7 @@ class AtOnce:
     def rx_close(self) -> None:
         """Do nothing."""
 
-    tx_close = tick = rx_close
+    tx_close = tick = power_up = rx_close
 
 
 def serve() -> None:

@@ -99,15 +99,16 @@ class PacedRadio:
         self._cyclic = False
         self._numbered = False
         ether.open(name, "in real time")
-        self._power_up()
+        self.power_up()
 
-    def _power_up(self) -> None:
+    def power_up(self) -> None:
         """Take the state of a radio just switched on: tuned somewhere, gain automatic, carrier leaking."""
-        self._rx, self._tx_block, self._cycle = None, 0, None
-        self.overflowed = self.underflowed = False
-        self.manual_gain = True  # so that the next line changes it
-        self.set(**vars(POWER_UP), manual_gain=False)
-        self.power(True)
+        with self._lock:
+            self._rx, self._tx_block, self._cycle = None, 0, None
+            self.overflowed = self.underflowed = False
+            self.manual_gain = True  # so that the next line changes it
+            self.set(**vars(POWER_UP), manual_gain=False)
+            self.power(True)
 
     def set(self, manual_gain: bool | None = None, **changes: Any) -> RadioConfig:
         """Change settings (fields of ``RadioConfig``) and read all of them back.
@@ -155,7 +156,7 @@ class PacedRadio:
         with self._lock:
             self._gone_until_s = self._wall.now_s() + seconds
             self.power(False)
-            self._power_up()
+            self.power_up()
 
     def _now(self) -> int:
         """Give the device index of the sample that is at the antenna now."""

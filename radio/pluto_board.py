@@ -39,6 +39,10 @@ class Paced(Front, Protocol):
     overflowed: bool
     underflowed: bool
 
+    def power_up(self) -> None:
+        """Take the state of a radio just switched on."""
+        ...
+
     def rx_open(self, block: int, buffers: int) -> None:
         """Start receiving."""
         ...

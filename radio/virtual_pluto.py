@@ -52,6 +52,7 @@ class VirtualPluto:
                 await self._plugged_in()
                 while self.radio.gone:
                     await asyncio.sleep(TICK_S)
+                self.radio.power_up()  # clients that had not noticed yet may have set it anew
         finally:
             self.close()
 

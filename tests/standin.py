@@ -22,14 +22,18 @@ class StandIn:
     """Receives a ramp that marks every sample with its index, keeps what is sent; both at the configured rate."""
 
     def __init__(self) -> None:
-        self.config = RadioConfig(30.72e6, 2.45e9, 2.4e9, 18e6, 71.0, 10.0)
-        self.manual_gain, self.powered, self.gone = False, True, False
-        self.overflowed = self.underflowed = False
+        self.power_up()
+        self.gone = False
         self.stalled = False
         self.sent: list[np.ndarray] = []
         self.opened: dict[str, tuple[int, int, bool]] = {}
         self._rx_begin = self._tx_begin = 0.0
         self._taken = self._put = 0
+
+    def power_up(self) -> None:
+        self.config = RadioConfig(30.72e6, 2.45e9, 2.4e9, 18e6, 71.0, 10.0)
+        self.manual_gain, self.powered = False, True
+        self.overflowed = self.underflowed = False
 
     def set(self, manual_gain: bool | None = None, **changes: Any) -> RadioConfig:
         if changes.get("rx_gain_db", 0.0) < -1.0:
