@@ -62,7 +62,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_the_sigmf_package_alone_finds_everything_where_the_format_has_it(tmp_path: Path) -> None:
     first, second = captures((0, 600), (800, 400))
-    found = sigmf.fromfile(write(tmp_path / "a.sigmf-meta", [first, replace(second, events=(StreamEvent("lost", START + 600, 200),))], ABOUT))  # fmt: skip  # noqa: E501
+    second = replace(second, events=(StreamEvent("lost", START + 600, 200),))
+    found = sigmf.fromfile(write(tmp_path / "a.sigmf-meta", [first, second], ABOUT))
     found.validate()
     np.testing.assert_array_equal(found.read_samples(), np.concatenate([first.samples, second.samples]))
     head = found.get_global_info()
