@@ -212,16 +212,16 @@ def lab(preset: str, seed: int, nodes: int, futures: int, rows: dict[str, list[t
             for key in truth.keys() & values.keys():
                 note(key, values[key], truth[key])
     effects = air._stations["node-1"].effects
-    pair = math.sqrt(2) * effects.adev if preset in FREE else 0.0
+    one = effects.adev if preset in FREE else 0.0
     for name, values in steps("lock", "lock").items():
         note("beacons dB", values["snr_db"], true_beacons(air, bench, name))
     for name, values in steps("oscillator", "oscillator").items():
         if name != "server" and values:
             note("ppm", values["ppm"], true_ppm(air, name, FULL["oscillator_s"]))
-            note("adev", values["adev"], pair)
+            note("adev", values["adev"], math.sqrt(2) * one)
             note("drift ppb/s", values["drift_ppb_per_s"], 0.0)
-        if "adev_own" in values and pair:
-            note("adev of one", values["adev_own"], effects.adev)
+        if "adev_own" in values:
+            note("adev of one", values["adev_own"], one)
     clean = keep_clean(air)
     for name, values in steps("sounding", "sounding").items():
         gain_db, snr_db = true_link(air, bench, name)

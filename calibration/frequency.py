@@ -19,7 +19,7 @@ from calibration.oscillator import Stability, TimeError
 from calibration.result import Z95, Estimate
 from radio.errors import CalibrationError
 
-#: How fast the surroundings of a link in a quiet room turn its phase (Hz, rms): it cannot be told from a frequency.
+#: How fast a link that moves turns its phase in a quiet room (Hz, rms): it cannot be told from a frequency.
 LINK_HZ = 0.02
 _SPAN = 50  # slots on either side of an instant that tell its frequency
 _SIGNIFICANT = float(chi2.ppf(0.999, 2))  # what amplitude and time constant of a warm-up must explain
@@ -83,8 +83,19 @@ def ppm_at(error: TimeError, noise: Stability, slot: int | None = None) -> Estim
     solved = np.linalg.solve(system, np.concatenate([reach, goal * floor]))
     # The target's own generalised variance is -2 s(1), which is zero for flicker.
     variance = max(-float(solved[:-3] @ reach + floor * solved[-3:] @ goal), 0.0)
-    sigma = float(np.hypot(np.sqrt(variance), LINK_HZ / error.carrier_hz))
+    sigma = float(np.hypot(np.sqrt(variance), LINK_HZ / error.carrier_hz if error.link_moves else 0.0))
     return Estimate.normal(float(solved[:-3] @ x) * 1e6, sigma * 1e6, "ppm")
+
+
+def excess(cfo_hz: Float64[np.ndarray, " fix"], sigma_hz: Float64[np.ndarray, " fix"]) -> float:
+    """Measure how many times more neighbouring beacons' frequencies differ than by the receiver's noise: PLLs do that.
+
+    Args:
+        cfo_hz: offsets of beacons in a row.
+        sigma_hz: what the receiver's noise makes of each.
+    """
+    explained = sigma_hz[1:] ** 2 + sigma_hz[:-1] ** 2
+    return float(np.sqrt(np.mean(np.diff(cfo_hz) ** 2) / np.mean(explained)))
 
 
 def warm_up(

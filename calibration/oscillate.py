@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from calibration.bench import Bench
-from calibration.frequency import ppm_at, warm_up
+from calibration.frequency import excess, ppm_at, warm_up
 from calibration.oscillator import TimeError, each_own, phase_sigma, stability, time_error
 from calibration.predict import COHERENT_LIMIT_RAD
 from calibration.result import Finding, Result, Value
@@ -44,6 +44,7 @@ def oscillator(bench: Bench) -> list[Result]:
         noise = stability(seen)
         ppm = ppm_at(seen, noise)
         slots, seen_ppm, sigma_ppm = _frequencies(bench, warm[name], spacing)
+        sigma_ppm *= excess(dense[name]["cfo_hz"], dense[name]["cfo_sigma_hz"])
         course = warm_up(slots * bench.slot_s, seen_ppm, sigma_ppm, noise.adev.value, BEACONS * bench.slot_s)
         predicted = phase_sigma(
             max(noise.adev.value, 1e-14),
@@ -84,6 +85,7 @@ def _time_error(bench: Bench, heard: dict[str, np.ndarray]) -> TimeError:
         heard["reference"],
         heard["phase_rad"],
         heard["cfo_hz"],
+        heard["gain"],
         rate_hz=bench.profile.rate_hz,
         carrier_hz=bench.profile.beacon_hz,
         slot_s=EVERY * bench.slot_s,

@@ -30,8 +30,9 @@ FEWEST = 128
 LONGEST = 64
 _WINDOWS = (2, 6, 18, 54)  # fixes whose frequencies predict the phase over one gap
 #: What 95 of 100 links of a quiet room add to the Allan deviation below a second (paths that turn by up to 0.1 Hz, 3 to
-#: 10 dB below a fixed one): no crystal is told to be above 0 by less.
+#: 10 dB below a fixed one): no crystal is told to be above 0 by less, if its link moves.
 LINK_ADEV = 5e-12
+_MOVES = 2.0  # standard deviations by which a level's neighbours are more alike than noise would make them
 _FLATNESS = 0.03  # relative: no crystal's floor is exactly flat, so no Allan variance is trusted to say more
 _MISSED = 0.1
 _ADEV_MIN = 1e-14  # below any crystal: keeps filters of perfect clocks regular
@@ -47,6 +48,8 @@ class TimeError:
         carrier_hz: carrier that it was measured on.
         x_s: node's time minus server's in seconds; NaN where a beacon was missed.
         heard: beacons given, of which some may lie outside the stretch in which all turns of the phase are known.
+        link_moves: the beacons' level moves by more than noise explains. What surrounds a link then turns its phase as
+            well, which one link cannot tell from a crystal. Cables keep still.
     """
 
     first_slot: int
@@ -54,11 +57,17 @@ class TimeError:
     carrier_hz: float
     x_s: Float64[np.ndarray, " slot"]
     heard: int
+    link_moves: bool
 
     @property
     def rad(self) -> float:
         """Carrier phase per step of time error."""
         return 2 * math.pi * self.carrier_hz * self.step_s
+
+    @property
+    def link_adev(self) -> float:
+        """Allan deviation that may be the link's."""
+        return LINK_ADEV if self.link_moves else 0.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,7 @@ def time_error(
     reference: Float64[np.ndarray, " fix"],
     phase_rad: Float64[np.ndarray, " fix"],
     cfo_hz: Float64[np.ndarray, " fix"],
+    gain: Float64[np.ndarray, " fix"],
     *,
     rate_hz: float,
     carrier_hz: float,
@@ -101,7 +111,7 @@ def time_error(
 
     Args:
         slot: slot numbers, ascending.
-        reference, phase_rad, cfo_hz: as in ``radio.beacon.BeaconFix``; reference in receiver samples.
+        reference, phase_rad, cfo_hz, gain: as in ``radio.beacon.BeaconFix``; reference in receiver samples.
         rate_hz: the receiver's sample rate.
         carrier_hz: the sender's carrier.
         slot_s: duration of a slot.
@@ -143,18 +153,19 @@ def time_error(
     x_s = x_s - np.polyfit(place, x_s, 1)[0] * (late_s - late_s.mean())
     grid = np.full(int(slot[last] - slot[first]) + 1, np.nan)
     grid[slot[kept] - slot[first]] = x_s
-    return TimeError(int(slot[first]), slot_s, carrier_hz, grid, slot.size)
+    return TimeError(int(slot[first]), slot_s, carrier_hz, grid, slot.size, _moves(np.log(gain[kept])))
 
 
-def of_fixes(fixes: Sequence[BeaconFix], **known: float) -> TimeError:
-    """Give the time error of fixes; keywords as for ``time_error``."""
-    return time_error(
-        np.array([fix.slot for fix in fixes], np.int64),
-        np.array([fix.reference for fix in fixes]),
-        np.array([fix.phase_rad for fix in fixes]),
-        np.array([fix.cfo_hz for fix in fixes]),
-        **known,
-    )
+def _moves(level: Float64[np.ndarray, " fix"]) -> bool:
+    """Tell if neighbours are more alike than independent noise makes them.
+
+    J. von Neumann, "Distribution of the ratio of the mean square successive difference to the variance", Annals of
+    Mathematical Statistics 12, 1941: of n independent values the sum of squared steps over that of squared deviations
+    is 2 on average, with variance 4 (n - 2)/(n^2 - 1).
+    """
+    off = level - level.mean()
+    least = 2 - _MOVES * 2 * math.sqrt((off.size - 2) / (off.size**2 - 1))
+    return bool(np.sum(np.diff(off) ** 2) < least * np.sum(off**2))
 
 
 def _between(values: Float64[np.ndarray, " fix"], window: int) -> Float64[np.ndarray, " gap"]:
@@ -259,7 +270,7 @@ def stability(error: TimeError) -> Stability:
     truth = _kept(white, flicker)
     degrees = np.maximum(2 * (design @ truth) ** 2 / np.diag(_mixed(spreads, *truth)) * shares, 1.0)
     return Stability(
-        adev=_root(flicker, _held(flicker, fit.quadratic(1, max(white, 0.0))), 1.0, "", LINK_ADEV**2),
+        adev=_root(flicker, _held(flicker, fit.quadratic(1, max(white, 0.0))), 1.0, "", error.link_adev**2),
         white_rad=_root(white, _held(white, fit.quadratic(0, max(flicker, 0.0))), error.rad, "rad"),
         tau_s=np.array(every) * error.step_s,
         curve=np.sqrt(curve),
@@ -339,14 +350,15 @@ def each_own(errors: Mapping[str, TimeError], server: str = "server") -> dict[st
     for _ in range(3):
         weights = _combined(design, pairs, parts, fit)
         parts = weights @ found
+    links = [error.link_adev for error in cut]
     result = {}
-    for place, name in enumerate([*names, server]):
+    for place, (name, link_adev) in enumerate(zip([*names, server], [*links, max(links)], strict=True)):
         spread = [_part_variance(weights[place], pairs, parts, fit, place, own) for own in (0.0, 1.0, -1.0)]
         quadratic = (spread[0], (spread[1] - spread[2]) / 2, (spread[1] + spread[2]) / 2 - spread[0])
         value = float(parts[place, 1])
         scale = _scale_of(parts)
         held = _held(value, (quadratic[0], quadratic[1] / scale, quadratic[2] / scale**2))
-        result[name] = _root(value, held, 1.0, "", LINK_ADEV**2)
+        result[name] = _root(value, held, 1.0, "", link_adev**2)
     return result
 
 
@@ -400,7 +412,7 @@ def _settled(adev: float, carrier_hz: float, phase_rad: float, slot_s: float) ->
     for slot in range(300):
         # The covariance does not depend on what is measured; a frequency that says nothing leaves the phase alone.
         at = slot * slot_s * rate_hz
-        tracker.update(BeaconFix(at, slot, 0.0, 1.0, 0.0, phase_rad, at, 20.0, 0.0))
+        tracker.update(BeaconFix(at, slot, 0.0, 1.0, 0.0, phase_rad, at, 20.0, 0.0, 1.0))
     return tracker
 
 

@@ -37,6 +37,7 @@ HEARD = (
     "index",
     "index_sigma",
     "snr_db",
+    "gain",
 )
 
 

@@ -36,6 +36,7 @@ class BeaconFix:
         reference: RX index of the middle of all LTF energy, where phase and frequency errors are independent.
         snr_db: beacon power over noise power per sample.
         index_sigma: standard deviation of ``index`` in samples.
+        gain: ``g``; its relative standard deviation is ``phase_sigma_rad``.
     """
 
     index: float
@@ -47,6 +48,7 @@ class BeaconFix:
     reference: float
     snr_db: float
     index_sigma: float
+    gain: float
 
 
 def acquire(
@@ -133,4 +135,5 @@ def _finished(fit: Fit, wave: Waveform, slot: int, start: int) -> BeaconFix:
         reference=start + fit.reference,
         snr_db=float(10 * np.log10(abs(fit.gain) ** 2 * RMS**2 / fit.noise)),
         index_sigma=fit.place_sigma,
+        gain=abs(fit.gain),
     )

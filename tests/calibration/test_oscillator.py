@@ -20,7 +20,7 @@ from calibration.allan import (
     white_fm,
     white_pm,
 )
-from calibration.frequency import ppm_at, warm_up
+from calibration.frequency import excess, ppm_at, warm_up
 from calibration.oscillator import TimeError, each_own, phase_sigma, stability, time_error
 from radio.clock import Clock
 from radio.errors import CalibrationError
@@ -43,8 +43,8 @@ def flicker(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.concatenate([[0.0, 0.0], np.cumsum(np.cumsum(bends))])
 
 
-def series(x_steps: np.ndarray) -> TimeError:
-    return TimeError(0, STEP_S, CARRIER_HZ, x_steps * STEP_S, x_steps.size)
+def series(x_steps: np.ndarray, first: int = 0, link_moves: bool = False) -> TimeError:
+    return TimeError(first, STEP_S, CARRIER_HZ, x_steps * STEP_S, x_steps.size, link_moves)
 
 
 NIST_SP_1065 = {  # section 5.4.1, N phases, averaging factor m
@@ -136,6 +136,7 @@ def heard(seed: int, adev: float, *, count: int, phase_rad: float, cfo_sigma_hz:
         (index + slip)[there],
         np.angle(np.exp(1j * phase))[there],
         cfo_hz[there],
+        np.ones(there.sum()),
         rate_hz=1e6,
         carrier_hz=CARRIER_HZ,
         slot_s=STEP_S,
@@ -162,7 +163,7 @@ def test_a_gap_too_long_for_the_turn_ends_the_series():
     rng = np.random.default_rng(1)
     x = 1e-9 * STEP_S * flicker(rng, 1000)[slot]
     found = time_error(
-        slot, 1e4 * slot, np.angle(np.exp(-2j * np.pi * CARRIER_HZ * x)), np.zeros(slot.size),
+        slot, 1e4 * slot, np.angle(np.exp(-2j * np.pi * CARRIER_HZ * x)), np.zeros(slot.size), np.ones(slot.size),
         rate_hz=1e6, carrier_hz=CARRIER_HZ, slot_s=STEP_S,
     )  # fmt: skip
     assert (found.first_slot, found.x_s.size, found.heard) == (400, 600, 800)
@@ -172,11 +173,11 @@ def test_a_phase_that_cannot_be_followed_is_an_error_with_its_number():
     rng = np.random.default_rng(1)
     with pytest.raises(CalibrationError, match=r"moves by [12]\.\d\d rad from beacon to beacon"):
         time_error(
-            np.arange(500), 1e4 * np.arange(500), rng.uniform(-3, 3, 500), np.zeros(500),
+            np.arange(500), 1e4 * np.arange(500), rng.uniform(-3, 3, 500), np.zeros(500), np.ones(500),
             rate_hz=1e6, carrier_hz=CARRIER_HZ, slot_s=STEP_S,
         )  # fmt: skip
     with pytest.raises(CalibrationError, match="2 beacons heard"):
-        time_error(np.arange(2), *np.zeros((3, 2)), rate_hz=1e6, carrier_hz=CARRIER_HZ, slot_s=STEP_S)
+        time_error(np.arange(2), *np.zeros((3, 2)), np.ones(2), rate_hz=1e6, carrier_hz=CARRIER_HZ, slot_s=STEP_S)
     with pytest.raises(CalibrationError, match="100 beacons in a row of 100 slots"):
         stability(series(np.zeros(100)))
 
@@ -200,6 +201,43 @@ def test_perfect_clocks_and_a_shared_reference_have_no_floor():
     assert stability(series(np.zeros(500))).adev.high < 1e-12
 
 
+def over_a_link(rng: np.random.Generator, sigma_rad: float, scattered: float, count: int = 500) -> TimeError:
+    """Beacons of the node's own reference every 20 ms over a link, part of whose power is scattered by what moves."""
+    at = 2 * STEP_S * np.arange(count)
+    doppler_hz = 0.1 * rng.uniform() * np.cos(2 * np.pi * rng.uniform(size=(8, 1)))
+    waves = np.exp(2j * np.pi * (doppler_hz * at + rng.uniform(size=(8, 1))))
+    link = math.sqrt(1 - scattered) + math.sqrt(scattered / 8) * waves.sum(axis=0)
+    link *= 1 + sigma_rad * (rng.standard_normal(count) + 1j * rng.standard_normal(count))
+    return time_error(
+        np.arange(count), 1e6 * at, np.angle(link), np.zeros(count), np.abs(link),
+        rate_hz=1e6, carrier_hz=CARRIER_HZ, slot_s=2 * STEP_S,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sigma_rad", [0.003, 0.03])
+def test_a_link_that_moves_is_told_by_its_level(sigma_rad):
+    trials = 400
+    still, moves = (
+        sum(over_a_link(np.random.default_rng([seed, 1]), sigma_rad, part).link_moves for seed in range(trials))
+        for part in (0.0, 0.2)
+    )
+    assert 1 <= still <= 21  # 2.3 % of 400 are 9
+    assert moves >= 0.9 * trials  # the others move too slowly to matter
+
+
+@pytest.mark.parametrize("room", [False, True])
+def test_a_perfect_clock_lies_in_the_intervals_whether_its_link_moves_or_not(room):
+    adev, ppm, trials = 0, 0, 400
+    for seed in range(trials):
+        rng = np.random.default_rng([seed, 2])
+        found = over_a_link(rng, 0.003, room / (1 + 10 ** rng.uniform(0.3, 1.0)))  # a fixed path 3 to 10 dB above
+        noise = stability(found)
+        adev += noise.adev.holds(0.0)
+        ppm += ppm_at(found, noise).holds(0.0)
+    assert 0.90 <= adev / trials <= 0.99
+    assert 0.90 <= ppm / trials <= 0.99
+
+
 @pytest.mark.parametrize("own", [(3e-10, 3e-10), (1e-10, 3e-10, 1e-9, 0.0), (3e-10,) * 5])
 def test_each_oscillator_is_told_apart_from_the_server(own):
     server, trials, floor = 5e-10, 40, 1e-10
@@ -211,7 +249,7 @@ def test_each_oscillator_is_told_apart_from_the_server(own):
         for place, level in enumerate(own):
             x = level * flicker(rng, 1000) - common + floor / 10 * rng.standard_normal(1000)
             x[rng.random(1000) < 0.01] = np.nan
-            errors[f"node-{place}"] = TimeError(place, STEP_S, CARRIER_HZ, STEP_S * x[place:], 1000)
+            errors[f"node-{place}"] = series(x[place:], place)
         found = each_own(errors)
         for name, estimate in found.items():
             truth = server if name == "server" else own[int(name[-1])]
@@ -224,7 +262,7 @@ def test_each_oscillator_is_told_apart_from_the_server(own):
 def test_one_node_is_not_told_apart_nor_are_nodes_that_heard_different_slots():
     x = series(1e-10 * flicker(np.random.default_rng(1), 1000))
     assert each_own({"a": x}) is None
-    assert each_own({"a": x, "b": TimeError(950, STEP_S, CARRIER_HZ, x.x_s, 1000)}) is None
+    assert each_own({"a": x, "b": series(x.x_s / STEP_S, 950)}) is None
 
 
 @pytest.mark.parametrize(("adev", "cfo_sigma_hz"), [(3e-10, 1.0), (1e-10, 10.0)])
@@ -243,6 +281,14 @@ def test_frequency_at_an_instant_lies_in_its_interval(adev, cfo_sigma_hz):
             assert estimate.value == pytest.approx(truth, abs=0.02)
     assert 0.88 <= np.mean(held) <= 0.995
     assert ppm_at(found, noise).value == ppm_at(found, noise, found.first_slot + found.x_s.size // 2).value
+
+
+@pytest.mark.parametrize("pll_hz", [0.0, 1.0])
+def test_what_plls_add_to_the_receivers_noise_is_measured(pll_hz):
+    rng, sigma_hz = np.random.default_rng(1), np.repeat([0.5, 2.0], 500)
+    cfo_hz = 300.0 + np.hypot(sigma_hz, pll_hz) * rng.standard_normal(1000)
+    truth = math.sqrt(1 + pll_hz**2 / np.mean(sigma_hz**2))
+    assert excess(cfo_hz, sigma_hz) == pytest.approx(truth, rel=0.1)
 
 
 @pytest.mark.parametrize(("warm_ppm", "warm_s"), [(0.0, 150.0), (3.0, 150.0), (-0.5, 60.0)])

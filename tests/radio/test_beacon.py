@@ -132,20 +132,22 @@ def test_estimates_reach_the_cramer_rao_bound_and_their_sigmas_are_true(snr_db: 
     for _ in range(300):
         slot = int(rng.integers(2**32))
         index, cfo_hz, phase = rng.uniform(50, 51), rng.uniform(-46e3, 46e3), rng.uniform(-3, 3)
-        samples = heard(PLUTO, rng, 1560, index, slot=slot, cfo_hz=cfo_hz, phase_rad=phase, snr_db=snr_db)
+        samples = heard(PLUTO, rng, 1560, index, slot=slot, cfo_hz=cfo_hz, phase_rad=phase, snr_db=snr_db, gain=0.03)
         fix = track(samples, PLUTO, 0, index + rng.uniform(-3, 3), cfo_hz + rng.uniform(-200, 200), slot)
         assert fix is not None
-        error = np.array([fix.index - index, fix.cfo_hz - cfo_hz, phase_error(fix, PLUTO, index, cfo_hz, phase)])
+        turned = phase_error(fix, PLUTO, index, cfo_hz, phase)
+        error = np.array([fix.index - index, fix.cfo_hz - cfo_hz, turned, fix.gain / 0.03 - 1])
         errors.append(error)
-        scaled.append(error / [fix.index_sigma, fix.cfo_sigma_hz, fix.phase_sigma_rad])
+        scaled.append(error / [fix.index_sigma, fix.cfo_sigma_hz, fix.phase_sigma_rad, fix.phase_sigma_rad])
         snrs.append(fix.snr_db)
     gamma, count = 10 ** (snr_db / 10), 4 * PLUTO.ltf
     spectrum = np.abs(waveform(PLUTO).spectrum) ** 2
     bandwidth = np.sum(np.abs(waveform(PLUTO).slope) ** 2 * spectrum) / np.sum(spectrum)
-    # Frequency from the phases of two pairs 1 ms apart; timing, phase: Kay, Estimation Theory (1993), chapter 3.
+    # Frequency from the phases of two pairs 1 ms apart; timing, phase, gain: Kay, Estimation Theory (1993), chapter 3.
     variances = [
         1 / (2 * count * gamma * bandwidth),
         2 / (count * gamma) / (2e-3 * np.pi) ** 2,
+        1 / (2 * count * gamma),
         1 / (2 * count * gamma),
     ]
     bound = np.sqrt(variances)

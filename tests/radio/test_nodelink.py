@@ -32,6 +32,7 @@ def test_the_phase_drawn_between_knots_is_the_predicted_one_at_full_drift(monkey
                 reference=t * rate,
                 snr_db=20.0,
                 index_sigma=0.01,
+                gain=1.0,
             )
         )
     sent = []

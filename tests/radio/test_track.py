@@ -55,6 +55,7 @@ def fix_at(ms: int, phase: float, freq: float, rng: np.random.Generator, sigma: 
         reference=ms * 1e3,
         snr_db=16.0,
         index_sigma=0.004,
+        gain=1.0,
     )
 
 
@@ -235,7 +236,7 @@ def test_covariance_stays_sound_over_many_updates() -> None:
 
 
 def slot_fix(slot: int, index: float, sigma: float, rng: np.random.Generator) -> BeaconFix:
-    return BeaconFix(index + sigma * rng.standard_normal(), slot, 0.0, 3.0, 0.0, 0.01, index + 787.5, 10.0, sigma)
+    return BeaconFix(index + sigma * rng.standard_normal(), slot, 0.0, 3.0, 0.0, 0.01, index + 787.5, 10.0, sigma, 1.0)
 
 
 def test_slot_clock_averages_beacons_and_tells_its_sigma() -> None:
