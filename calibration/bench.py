@@ -12,12 +12,11 @@ from jaxtyping import Complex64
 from calibration.captures import Sender, burst_parts, sounding_parts
 from calibration.options import CalibrationOptions
 from calibration.result import Finding, Result
-from calibration.tasks import Reply, Task, Team, carry_out, present
+from calibration.tasks import Reply, Task, Team, present
 from radio.base import Capture
 from radio.capture import Part
 from radio.cycle import Cycle, layout, sounding_samples
-from radio.errors import CalibrationError, LinkError, RadioError, TooLate
-from radio.nodelink import NodeLink
+from radio.errors import LinkError
 from radio.ofdm import Profile
 from radio.serverlink import ServerLink, Window
 from radio.sync import Link, estimate_link, noise_of, sounding
@@ -355,24 +354,6 @@ def _estimate(step: str, name: str, grid: np.ndarray, pilots: np.ndarray, noise:
         return estimate_link(grid, pilots, noise, profile)
     except LinkError as error:
         raise Failed([Result(step, name, finding=Finding("weak", error.message, error.remedy))]) from error
-
-
-@dataclass
-class InProcess:
-    """A team whose nodes live in this process, for tests and measurements; their tasks run one after the other."""
-
-    links: Mapping[str, NodeLink]
-
-    def ask(self, tasks: Mapping[str, Task], span_s: float) -> dict[str, Reply]:
-        """Do every task."""
-        replies = {}
-        for name, task in tasks.items():
-            try:
-                replies[name] = carry_out(self.links[name], task)
-            except (RadioError, LinkError, CalibrationError) as error:
-                late = error.late_samples if isinstance(error, TooLate) else 0
-                replies[name] = Reply(failure=error.message, late_samples=late)
-        return replies
 
 
 def decibels(ratio: float) -> float:

@@ -11,7 +11,7 @@ import socket
 import threading
 from collections.abc import Iterable
 
-from radio.iiod import Iiod
+from radio.iiod import LINE_LIMIT, Iiod
 from radio.pluto_board import Paced, describe
 from radio.urgency import hurry
 
@@ -68,7 +68,7 @@ class VirtualPluto:
 
         sock = self._socket or socket.create_server((self.host, self.port))
         self._socket = None
-        server = await asyncio.start_server(client, sock=sock, limit=1 << 20)
+        server = await asyncio.start_server(client, sock=sock, limit=LINE_LIMIT)
         try:
             while not self.radio.gone:
                 self.radio.tick()

@@ -4,12 +4,13 @@ import json
 import math
 from typing import Any
 
-from calibration.bench import Bench, InProcess
+from calibration.bench import Bench
 from calibration.options import CalibrationOptions
 from calibration.result import Result
 from calibration.steps import choose, run_steps
-from calibration.tasks import Task
+from calibration.tasks import Reply, Task, carry_out
 from radio.base import RadioConfig
+from radio.errors import CalibrationError, LinkError, RadioError, TooLate
 from radio.ether import Ether
 from radio.links import THERMAL_DBM_PER_HZ
 from radio.loopback import LoopbackRadio
@@ -33,16 +34,25 @@ QUICK = {
 }
 
 
-class Watched(InProcess):
-    """A team that remembers its last soundings: what was asked, and where they began in TX indices."""
+class Watched:
+    """A team of nodes in this process, whose tasks run one after the other.
 
-    def __init__(self, links):
-        super().__init__(links)
+    It remembers its last soundings: what was asked, and where they began in TX indices.
+    """
+
+    def __init__(self, links: dict[str, NodeLink]):
+        self.links = links
         self.starts: dict[str, list[int]] = {}
         self.tasks: dict[str, Task] = {}
 
     def ask(self, tasks, span_s):
-        replies = super().ask(tasks, span_s)
+        replies = {}
+        for name, task in tasks.items():
+            try:
+                replies[name] = carry_out(self.links[name], task)
+            except (RadioError, LinkError, CalibrationError) as error:
+                late = error.late_samples if isinstance(error, TooLate) else 0
+                replies[name] = Reply(failure=error.message, late_samples=late)
         sounded = [name for name, task in tasks.items() if task.what == "sound" and "starts" in replies[name].arrays]
         self.tasks |= {name: tasks[name] for name in sounded}
         self.starts |= {name: replies[name].arrays["starts"].tolist() for name in sounded}
