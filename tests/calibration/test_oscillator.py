@@ -259,6 +259,19 @@ def test_each_oscillator_is_told_apart_from_the_server(own):
     assert 0.93 <= np.mean(list(held.values())) <= 0.995
 
 
+def test_only_a_link_that_moves_takes_its_share_off_an_own_floor():
+    rng = np.random.default_rng(1)
+    quiet = [4e-12 * flicker(rng, 1000) for _ in range(3)]  # below what a quiet room does
+    still, moving = (
+        each_own({f"node-{k}": series(x - quiet[2], link_moves=moves and k == 1) for k, x in enumerate(quiet[:2])})
+        for moves in (False, True)
+    )
+    assert all(each.low > 0.0 for each in still.values())
+    assert moving["node-0"] == still["node-0"]
+    assert moving["node-1"].low == moving["server"].low == 0.0  # the server is heard over that link as well
+    assert moving["node-1"].high == still["node-1"].high
+
+
 def test_one_node_is_not_told_apart_nor_are_nodes_that_heard_different_slots():
     x = series(1e-10 * flicker(np.random.default_rng(1), 1000))
     assert each_own({"a": x}) is None
